@@ -1,0 +1,3 @@
+"""gbrun: declarative batch runs on the Gemini Batch API."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,443 @@
+"""The frozen values that travel through gbrun. Pure: no effects, nothing of Google's.
+
+Units stand in names: `byte_count`, `timeout_s`. Times are UTC seconds since the epoch
+(`..._at`), taken from the clock that the executor was given.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Json = Any
+"""A value that JSON can hold."""
+
+
+# ---------------------------------------------------------------- the spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """A Jinja template and the place where the user wrote it."""
+
+    text: str
+    path: str
+    """File that holds the text, relative to the spec's folder, with `/`."""
+    line: int
+    """1-based line of `path` on which the first line of `text` stands."""
+    column: int = 1
+    """1-based column of `path` at which each line of `text` begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesSource:
+    """Files found by a glob below the spec's folder."""
+
+    glob: str
+    exclude: tuple[str, ...] = ()
+    encoding: str = "utf-8"
+    on_bad_row: str = "fail"
+    """`fail` stops the plan, `skip` reports the row as `bad_input`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendSpec:
+    """Which service, and how patiently to talk to it."""
+
+    type: str
+    """`local` or `gemini`."""
+    base_url: str | None = None
+    api_version: str = "v1beta"
+    poll_interval_s: float | None = None
+    """None: the backend's own default."""
+    request_timeout_s: float = 120.0
+    settle_s: float = 120.0
+    stall_after_s: float = 86400.0
+    faults: str | None = None
+    """`local` only: absolute path of a fault file for the emulator."""
+    paid: bool = True
+    """False for `local` and for a loopback endpoint: no money can be spent there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardLimits:
+    """What one JSONL file may hold."""
+
+    max_requests: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guards:
+    """Rules that stop a run before it spends or removes."""
+
+    min_rows: int = 1
+    max_removed_ratio: float = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failures:
+    """How many failures are accepted, and how often a request is tried."""
+
+    max_ratio: float = 0.0
+    max_attempts: int = 3
+    """Finished jobs per request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """One file that the records go to."""
+
+    path: str
+    """As written: relative to the spec's folder, or absolute."""
+    include: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """A validated spec: what the user asked for, with defaults filled in.
+
+    `generation_config` and the other request parts keep google-genai's snake_case names.
+    """
+
+    path: Path
+    """The spec's file, absolute. Never part of an artefact."""
+    name: str
+    env: str | None = None
+    """The chosen environment, None without one."""
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    backend: BackendSpec
+    state: Path
+    """The state folder, absolute."""
+    inputs: tuple[FilesSource, ...]
+    allow_outside: bool = False
+    task: str = "generate_content"
+    model: str
+    prompt: Template
+    system_instruction: Template | None = None
+    generation_config: Mapping[str, Json] = field(default_factory=dict)
+    safety_settings: tuple[Json, ...] = ()
+    tools: tuple[Json, ...] = ()
+    tool_config: Json = None
+    cached_content: str | None = None
+    extra_body: Mapping[str, Json] = field(default_factory=dict)
+    variables: Mapping[str, Json] = field(default_factory=dict)
+    """`var.NAME` of the templates, resolved."""
+    sensitive: frozenset[str] = frozenset()
+    """Names of variables whose values are never printed or stored."""
+    output_schema: Mapping[str, Json] | None = None
+    destinations: tuple[Destination, ...]
+    shards: ShardLimits
+    max_jobs: int = 10
+    guards: Guards = Guards()
+    failures: Failures = Failures()
+    cleanup: str = "inputs"
+    """`inputs`, `all` or `keep`."""
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """1-based line of each top-level key in `path`, for the plan's view."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths are relative to."""
+        return self.path.parent
+
+
+# ---------------------------------------------------------------- rows and requests
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One input found, not yet read."""
+
+    key: str
+    """Stable name, NFC, with `/`."""
+    source: int
+    """Index into `Spec.inputs`."""
+    path: str
+    """Local path to read."""
+    signature: tuple[int, int, int, int] | None = None
+    """(byte size, mtime_ns, ctime_ns, inode), or None where it was not looked up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input, read."""
+
+    key: str
+    fields: Mapping[str, Json]
+    """What templates see as `input`."""
+    digest: str
+    """SHA-256 of the input's bytes, hex."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """An input that cannot become a request; never sent, free."""
+
+    key: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One GenerateContentRequest."""
+
+    request_id: str
+    """`r` and 32 hex digits: the digest of what the user asked for."""
+    line: bytes
+    """The JSONL line, with its newline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The address of one request within a row, and the request that fills it."""
+
+    part: int
+    sample: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShard:
+    """Requests packed into one JSONL file, spooled on disk, ready to upload."""
+
+    shard_id: str
+    """SHA-256 of the file's bytes, hex."""
+    path: Path
+    request_count: int
+    byte_count: int
+
+
+# ---------------------------------------------------------------- outcomes
+
+
+class Outcome(enum.StrEnum):
+    """What became of a request; the order is the precedence of a row's class."""
+
+    OK = "ok"
+    INVALID = "invalid"
+    UNPARSEABLE = "unparseable"
+    TRUNCATED = "truncated"
+    BLOCKED = "blocked"
+    REJECTED = "rejected"
+    TRANSIENT = "transient"
+    MISSING = "missing"
+    BAD_INPUT = "bad_input"
+
+
+RETRYABLE = frozenset({Outcome.TRANSIENT, Outcome.MISSING})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseRef:
+    """Where a response line lies: `responses/<token>.<part>.jsonl.gz`."""
+
+    part: int
+    member: int
+    """Byte offset of the gzip member in the file."""
+    offset: int
+    """Byte offset of the line in the uncompressed member."""
+    length: int
+    """Bytes of the line without its newline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """The latest outcome of a request, as the state keeps it."""
+
+    request_id: str
+    outcome: Outcome
+    token: str
+    """The attempt it came from."""
+    code: str = ""
+    message: str = ""
+    jobs: int = 1
+    """Finished jobs that contained the request."""
+    ref: ResponseRef | None = None
+    """None where no line came back."""
+    usage: Mapping[str, int] = field(default_factory=dict)
+    model_version: str = ""
+    finish_reason: str = ""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt may end differently."""
+        return self.outcome in RETRYABLE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A response line, judged against the spec."""
+
+    request_id: str
+    outcome: Outcome
+    code: str = ""
+    message: str = ""
+    value: Json = None
+    """The parsed object where a schema is asked for, else None."""
+    text: str = ""
+    parts: tuple[Json, ...] = ()
+    """Parts that are not text (calls, media), where there are any."""
+    raw: Json = None
+    """The text or error kept for the errors file."""
+    repaired: str = ""
+    """How JSON was recovered (`fence`, `prose`), empty where it was strict."""
+    usage: Mapping[str, int] = field(default_factory=dict)
+    model_version: str = ""
+    finish_reason: str = ""
+
+
+# ---------------------------------------------------------------- the plan
+
+
+class Action(enum.StrEnum):
+    """What a plan does with a row."""
+
+    IN_FLIGHT = "in_flight"
+    UNCHANGED = "unchanged"
+    REUSED = "reused"
+    FAILED = "failed"
+    RETRY = "retry"
+    RERUN = "rerun"
+    NEW = "new"
+    REMOVED = "removed"
+
+
+COSTS = frozenset({Action.RETRY, Action.RERUN, Action.NEW})
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One row of a plan."""
+
+    action: Action
+    key: str
+    request_ids: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
+    """Component names for a rerun (`prompt`, `input`), codes for retries and failures."""
+    was: str = ""
+    """The key this row had before a rename."""
+    same_as: str = ""
+    """Another key that wants the same request."""
+
+
+# ---------------------------------------------------------------- attempts and jobs
+
+
+class JobState(enum.StrEnum):
+    """gbrun's own view of a remote job."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    PARTIAL = "partially_succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job will not change any more."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset(
+    {JobState.SUCCEEDED, JobState.PARTIAL, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the service shows it."""
+
+    job_name: str
+    """The service's name, `batches/...`."""
+    display_name: str
+    """Ours: the token, for jobs of gbrun."""
+    state: JobState
+    model: str = ""
+    output_name: str = ""
+    """The file that holds the responses, empty until there is one."""
+    error_code: int = 0
+    """google.rpc code of a failed job, 0 where there is none."""
+    error_message: str = ""
+    create_time: str = ""
+    end_time: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """`request`, `successful`, `failed`, `pending` as the service reports them; not to be trusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A file at the service."""
+
+    name: str
+    sha256: str
+    """Hex digest of the file's bytes, empty where the service did not say."""
+
+
+class AttemptState(enum.StrEnum):
+    """The life of one submission.
+
+    prepared -> posting -> submitted -> terminal -> collected -> cleaned,
+    or an end without a job: void, refused, abandoned.
+    """
+
+    PREPARED = "prepared"
+    POSTING = "posting"
+    SUBMITTED = "submitted"
+    TERMINAL = "terminal"
+    COLLECTED = "collected"
+    CLEANED = "cleaned"
+    VOID = "void"
+    """Never posted: its owner died, or another run took over."""
+    REFUSED = "refused"
+    """The service refused the create call, or the job failed before it ran a single row."""
+    ABANDONED = "abandoned"
+    """Posted, and no job was found for it."""
+
+    @property
+    def live(self) -> bool:
+        """Whether money may still be at stake: a job exists or may exist, its output not yet stored."""
+        return self in _LIVE
+
+
+_LIVE = frozenset(
+    {AttemptState.PREPARED, AttemptState.POSTING, AttemptState.SUBMITTED, AttemptState.TERMINAL}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One submission of one shard, named by its token."""
+
+    token: str
+    shard_id: str
+    number: int
+    state: AttemptState
+    model: str
+    request_count: int
+    byte_count: int
+    created_at: float
+    upload_name: str = ""
+    posted_at: float = 0.0
+    deferred_until: float = 0.0
+    """Not to be posted again before; 0 where the service did not push back."""
+    deferrals: int = 0
+    job_name: str = ""
+    job_state: JobState | None = None
+    output_name: str = ""
+    adopted: bool = False
+    clean_listings: int = 0
+    """Full listings, since the settle time, that did not show the token."""
+    error: str = ""
+    error_code: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """Requests per outcome, once collected."""
