@@ -10,7 +10,10 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.tree import Origin
 
 Json = Any
 """A value that JSON can hold."""
@@ -139,6 +142,8 @@ class Spec:
     """`inputs`, `all` or `keep`."""
     lines: Mapping[str, int] = field(default_factory=dict)
     """1-based line of each top-level key in `path`, for the plan's view."""
+    origin: Origin | None = field(default=None, compare=False, repr=False)
+    """Where every value was written, for lints; None in a spec that was not loaded from a file."""
 
     @property
     def folder(self) -> Path:
@@ -181,6 +186,10 @@ class BadRow:
     key: str
     code: str
     message: str
+    path: str = ""
+    """The template's file, where the template broke on this row's data."""
+    line: int = 0
+    """1-based line of `path`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +335,81 @@ class Change:
     """Another key that wants the same request."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What the destinations were written from, and what was written."""
+
+    rows: str
+    """The rows snapshot."""
+    outcome_count: int
+    """How many outcome segments there were."""
+    judge: str
+    """Digest of everything that turns a stored response into a record."""
+    files: Mapping[str, tuple[str, int]]
+    """Destination path as in the spec -> (SHA-256 hex, byte size)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """The state a plan was made from; equal bases give equal plans for equal inputs."""
+
+    lineage: str = ""
+    serial: int = 0
+    attempts: str = ""
+    """Digest of every attempt and its state."""
+    rows: str = ""
+    outcome_count: int = 0
+    export: Export | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What an apply will do, and why. What is printed is what is executed."""
+
+    basis: Basis
+    spec_digest: str
+    judge_digest: str
+    components_id: str
+    components: Mapping[str, str]
+    row_count: int
+    counts: Mapping[Action, int]
+    reasons: Mapping[tuple[Action, tuple[str, ...]], int]
+    """How many rows share an action and its reasons."""
+    samples: Mapping[Action, tuple[Change, ...]]
+    failed: Mapping[str, int]
+    """Rows that failed for good, per outcome."""
+    shards: tuple[PlannedShard, ...]
+    rows_path: Path | None
+    """SQLite file with every row and change; None where all rows are those of the snapshot."""
+    reexport: tuple[str, ...]
+    """Why the destinations have to be written again though no row changes; empty where not."""
+    live_tokens: frozenset[str]
+    """Live attempts that hold a wanted request."""
+    superseded_count: int
+    """Requests in flight that no row wants any more."""
+    refusals: tuple[str, ...]
+    """Guards that stop this plan, as sentences."""
+    prior_row_count: int
+    plan_id: str
+
+    @property
+    def request_count(self) -> int:
+        """Requests to send."""
+        return sum(shard.request_count for shard in self.shards)
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes to upload."""
+        return sum(shard.byte_count for shard in self.shards)
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether an apply would do anything."""
+        quiet = {Action.UNCHANGED, Action.FAILED}
+        moved = any(count for action, count in self.counts.items() if action not in quiet)
+        return moved or bool(self.reexport) or bool(self.shards)
+
+
 # ---------------------------------------------------------------- attempts and jobs
 
 
@@ -441,3 +525,27 @@ class Attempt:
     error_code: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """Requests per outcome, once collected."""
+    strays: Mapping[str, int] = field(default_factory=dict)
+    """Lines that answered nothing that was asked: `null`, `duplicate`, `extra`, ..."""
+
+
+# ---------------------------------------------------------------- the state's root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The root of the state: small, and the only part that is replaced at every step."""
+
+    lineage: str
+    """32 hex digits, drawn once when the state was created."""
+    serial: int
+    name: str
+    env: str | None
+    spec_digest: str
+    principal: str
+    rows: str = ""
+    """Name of the newest rows snapshot, empty before the first finished apply."""
+    outcomes: tuple[str, ...] = ()
+    """Names of the outcome segments, oldest first."""
+    export: Export | None = None
+    last_apply_at: float = 0.0

@@ -1,0 +1,586 @@
+"""Walks a plan through a store and a backend: one effect, then one save.
+
+The executor decides nothing: `decide` says what comes next, the plan says what is wanted. A
+process that dies at any point leaves a state from which the next apply goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from runner import decide, export, rowtable, statefile
+from runner.backends import Backend
+from runner.blobs import BlobExists
+from runner.clock import Clock
+from runner.decide import Policy, Situation
+from runner.errors import (
+    BackendError,
+    PlanStale,
+    StateChanged,
+    SubmissionDeferred,
+    SubmissionRefused,
+    SubmissionUnknown,
+)
+from runner.index import Index
+from runner.ingest import Collector, failed_as_a_whole
+from runner.model import Attempt, AttemptState, Basis, Export, Job, JobState, Json, Plan, Spec, State
+from runner.results import Judge
+from runner.store import Store
+
+_RELOCK_TIMEOUT_S = 600.0
+_SLICE_S = 0.25
+"""Longest sleep between two looks at whether to stop."""
+_OUTAGE_FIRST_S = 5.0
+_OUTAGE_MAX_S = 300.0
+_OUTAGES_WITHOUT_WAIT = 3
+"""Passing faults in a row after which a run that does not wait gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, for whoever watches."""
+
+    kind: str
+    """`submitted`, `adopted`, `job`, `collected`, `refused`, `deferred`, `ambiguous`, `outage`, ..."""
+    token: str
+    text: str
+    data: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How an apply ended."""
+
+    complete: bool
+    """Whether every wanted request has its outcome and the destinations are written."""
+    stopped: bool = False
+    in_flight: int = 0
+    """Requests in live attempts."""
+    unsent: int = 0
+    """Requests planned, but not submitted."""
+    sent: Mapping[str, int] = field(default_factory=dict)
+    """Requests collected in this run, per outcome."""
+    usage: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows per outcome, once the destinations are written."""
+    files: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    errors: tuple[str, ...] = ()
+    """What the service refused, in its own words."""
+    quarantined: tuple[str, ...] = ()
+    """Tokens of submissions that need a person."""
+
+
+class Stop:
+    """Set from a signal handler; looked at between two steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+
+def basis(state: State | None, attempts: list[tuple[Attempt, str]]) -> Basis:
+    """What a plan is made from, as a value that another run can compare."""
+    if state is None:
+        return Basis()
+    seen = hashlib.sha256()
+    for attempt, _ in attempts:
+        seen.update(f"{attempt.token} {attempt.state}\n".encode())
+    return Basis(
+        lineage=state.lineage,
+        serial=state.serial,
+        attempts=seen.hexdigest()[:16],
+        rows=state.rows,
+        outcome_count=len(state.outcomes),
+        export=state.export,
+    )
+
+
+class Apply:
+    """One run of a plan. Create it, call `run` once."""
+
+    def __init__(
+        self,
+        *,
+        spec: Spec,
+        resolved: Json,
+        plan: Plan,
+        store: Store,
+        index: Index,
+        backend: Backend,
+        clock: Clock,
+        policy: Policy,
+        new_lineage: Callable[[], str],
+        on_event: Callable[[Event], None],
+        stop: Stop,
+        lock_timeout_s: float = 0.0,
+    ) -> None:
+        self._spec = spec
+        self._resolved = resolved
+        self._plan = plan
+        self._store = store
+        self._index = index
+        self._backend = backend
+        self._clock = clock
+        self._policy = policy
+        self._new_lineage = new_lineage
+        self._on_event = on_event
+        self._stop = stop
+        self._lock_timeout_s = lock_timeout_s
+        self._judge = Judge(spec.output_schema)
+        self._state: State
+        self._version = ""
+        self._attempts: dict[str, Attempt] = {}
+        self._versions: dict[str, str] = {}
+        self._mine: set[str] = set()
+        self._uploads: dict[str, str] = {}
+        self._wanted: set[str] = set(plan.live_tokens)
+        self._todo: list[str] = [shard.shard_id for shard in plan.shards]
+        self._looked_at: dict[str, float] = {}
+        self._quarantined: set[str] = set()
+        self._errors: list[str] = []
+        self._sent: Counter[str] = Counter()
+        self._usage: Counter[str] = Counter()
+        self._outages = 0
+        """Passing faults in a row."""
+        self._outage_until = 0.0
+
+    def run(self) -> Result:
+        """Carry the plan out as far as the policy says.
+
+        Raises:
+            StateLocked, PlanStale (the state moved since the plan), StateError, BackendError.
+        """
+        with ExitStack() as held:
+            held.enter_context(self._lock(self._lock_timeout_s))
+            self._begin()
+            while True:
+                if self._stop.requested:
+                    return self._result(complete=False, stopped=True)
+                now = self._clock.now()
+                step: decide.Step = (
+                    decide.Sleep(self._outage_until)
+                    if now < self._outage_until
+                    else decide.decide(self._situation(), self._policy, now)
+                )
+                if isinstance(step, decide.Done):
+                    if step.complete and self._policy_allows_finish():
+                        return self._finish()
+                    return self._result(complete=False)
+                if isinstance(step, decide.Sleep):
+                    held.close()
+                    self._sleep_until(step.until_s)
+                    held.enter_context(self._lock(_RELOCK_TIMEOUT_S))
+                    self._reload()
+                    continue
+                self._perform(step)
+
+    # ------------------------------------------------------------ beginning, sleeping, ending
+
+    def _begin(self) -> None:
+        state, self._version = self._store.load()
+        attempts = self._store.attempts()
+        if basis(state, attempts) != self._plan.basis:
+            raise PlanStale("the state has moved on since this plan was made", hint="plan again")
+        self._take(attempts)
+        if state is None:
+            state = State(
+                lineage=self._new_lineage(),
+                serial=0,
+                name=self._spec.name,
+                env=self._spec.env,
+                spec_digest=self._plan.spec_digest,
+                principal=self._backend.principal,
+            )
+        else:
+            self._store.keep_history(state)
+        self._store.put_spec(self._plan.spec_digest, self._resolved)
+        if not self._policy.submit:
+            self._state = state
+            if not self._version:
+                self._save(state)
+            return
+        self._save(replace(state, spec_digest=self._plan.spec_digest, principal=self._backend.principal))
+
+    def _save(self, state: State) -> None:
+        self._state = replace(state, serial=state.serial + 1)
+        self._version = self._store.save(self._state, self._version)
+
+    def _take(self, attempts: list[tuple[Attempt, str]]) -> None:
+        self._attempts = {attempt.token: attempt for attempt, _ in attempts}
+        self._versions = {attempt.token: version for attempt, version in attempts}
+
+    def _reload(self) -> None:
+        state, version = self._store.load()
+        if state is None:
+            raise StateChanged("the state was deleted while this run was waiting")
+        if state.spec_digest != self._state.spec_digest and self._policy.submit:
+            raise PlanStale(
+                "another run applied another version of the spec while this one was waiting;"
+                " nothing more was submitted",
+                hint="plan again; what is in flight will be collected",
+            )
+        self._state, self._version = state, version
+        self._take(self._store.attempts())
+
+    def _sleep_until(self, until_s: float) -> None:
+        while not self._stop.requested:
+            left = until_s - self._clock.now()
+            if left <= 0:
+                return
+            self._clock.sleep(min(left, _SLICE_S))
+
+    def _situation(self) -> Situation:
+        return Situation(
+            attempts=tuple(self._attempts.values()),
+            mine=frozenset(self._mine),
+            wanted=frozenset(self._wanted),
+            todo=len(self._todo),
+            looked_at=self._looked_at,
+            quarantined=frozenset(self._quarantined),
+            halted=bool(self._errors),
+        )
+
+    def _policy_allows_finish(self) -> bool:
+        """A run that only collects must not present an unsubmitted plan as its result."""
+        return self._policy.submit or not self._plan.shards
+
+    def _result(self, *, complete: bool, stopped: bool = False) -> Result:
+        live = [a for a in self._attempts.values() if a.state.live]
+        counts = {shard.shard_id: shard.request_count for shard in self._plan.shards}
+        return Result(
+            complete=complete,
+            stopped=stopped,
+            in_flight=sum(a.request_count for a in live),
+            unsent=sum(counts.get(shard_id, 0) for shard_id in self._todo),
+            sent=dict(self._sent),
+            usage=dict(self._usage),
+            errors=tuple(self._errors),
+            quarantined=tuple(sorted(self._quarantined)),
+        )
+
+    # ------------------------------------------------------------ steps
+
+    def _perform(self, step: decide.Step) -> None:
+        try:
+            match step:
+                case decide.Void(token):
+                    self._replace(self._attempts[token], state=AttemptState.VOID)
+                case decide.Prepare():
+                    self._prepare()
+                case decide.Post(token):
+                    self._post(self._attempts[token])
+                case decide.Find(token):
+                    self._find(self._attempts[token])
+                case decide.Poll(token):
+                    self._poll(self._attempts[token])
+                case decide.Collect(token):
+                    self._collect(self._attempts[token])
+                case decide.Clean(token):
+                    self._clean(self._attempts[token])
+                case _:
+                    raise AssertionError(step)
+        except BackendError as error:
+            self._outage(error)
+        else:
+            self._outages = 0
+
+    def _outage(self, error: BackendError) -> None:
+        """A passing fault of the service: said, waited out, and tried again for as long as it lasts."""
+        if not error.transient or (not self._policy.wait and self._outages >= _OUTAGES_WITHOUT_WAIT):
+            raise error
+        longest = max(self._policy.poll_interval_s, _OUTAGE_FIRST_S)
+        delay = min(self._policy.poll_interval_s * 2.0**self._outages, longest * 10, _OUTAGE_MAX_S)
+        self._outages += 1
+        self._outage_until = self._clock.now() + delay
+        self._event("outage", "", f"{error.message}; next try in {delay:.0f} s")
+
+    def _prepare(self) -> None:
+        shard_id = self._todo[0]
+        planned = {shard.shard_id: shard for shard in self._plan.shards}.get(shard_id)
+        numbers = [a.number for a in self._attempts.values() if a.shard_id[:16] == shard_id[:16]]
+        if planned is not None:
+            self._store.put_shard(shard_id, planned.path)
+            request_count, byte_count = planned.request_count, planned.byte_count
+        else:
+            former = next(a for a in self._attempts.values() if a.shard_id == shard_id)
+            request_count, byte_count = former.request_count, former.byte_count
+        number = max(numbers, default=0) + 1
+        attempt = Attempt(
+            token=statefile.token(self._state.lineage, shard_id, number),
+            shard_id=shard_id,
+            number=number,
+            state=AttemptState.PREPARED,
+            model=self._spec.model,
+            request_count=request_count,
+            byte_count=byte_count,
+            created_at=self._clock.now(),
+        )
+        try:
+            version = self._store.create_attempt(attempt)
+        except BlobExists as error:
+            raise StateChanged(
+                f"another run has begun {attempt.token}", hint="wait for it, then plan again"
+            ) from error
+        self._todo.pop(0)
+        self._attempts[attempt.token], self._versions[attempt.token] = attempt, version
+        self._mine.add(attempt.token)
+        self._wanted.add(attempt.token)
+
+    def _post(self, attempt: Attempt) -> None:
+        if attempt.token not in self._uploads:
+            self._uploads[attempt.token] = self._upload(attempt)
+        attempt = self._replace(
+            attempt,
+            state=AttemptState.POSTING,
+            upload_name=self._uploads[attempt.token],
+            posted_at=self._clock.now(),
+            deferred_until=0.0,
+        )
+        try:
+            job = self._backend.create(
+                model=attempt.model, upload_name=attempt.upload_name, display_name=attempt.token
+            )
+        except SubmissionDeferred as error:
+            until = decide.defer_until(attempt, self._clock.now())
+            self._replace(attempt, deferred_until=until, deferrals=attempt.deferrals + 1, error=error.message)
+            self._event("deferred", attempt.token, f"{error.message}; posted again at {_clock_text(until)}")
+        except SubmissionRefused as error:
+            self._replace(attempt, state=AttemptState.REFUSED, error=error.message)
+            self._errors.append(error.message)
+            self._event("refused", attempt.token, error.message)
+        except SubmissionUnknown as error:
+            self._replace(attempt, error=error.message)
+            self._looked_at[attempt.token] = 0.0
+            self._event("ambiguous", attempt.token, f"{error.message}; looking for the job")
+        else:
+            self._submitted(attempt, job, adopted=False)
+
+    def _upload(self, attempt: Attempt) -> str:
+        hasher = hashlib.sha256()
+        with tempfile.NamedTemporaryFile(prefix="gbrun-", suffix=".jsonl") as file:
+            for line in self._store.shard_lines(attempt.shard_id):
+                hasher.update(line + b"\n")
+                file.write(line + b"\n")
+            file.flush()
+            upload = self._backend.upload(Path(file.name), name=attempt.token, sha256=hasher.hexdigest())
+        return upload.name
+
+    def _submitted(self, attempt: Attempt, job: Job, *, adopted: bool) -> None:
+        attempt = self._replace(
+            attempt,
+            state=AttemptState.SUBMITTED,
+            job_name=job.job_name,
+            job_state=job.state,
+            adopted=adopted,
+            error="",
+        )
+        self._wanted.add(attempt.token)
+        self._looked_at[attempt.token] = self._clock.now()
+        kind = "adopted" if adopted else "submitted"
+        self._event(kind, attempt.token, f"{attempt.request_count:,} requests as {job.job_name}")
+        if job.state.terminal:
+            self._looked_at[attempt.token] = 0.0
+
+    def _find(self, attempt: Attempt) -> None:
+        """Look for the job of a submission whose end is unknown (a lost reply, or a dead run)."""
+        known = {a.job_name for a in self._attempts.values() if a.job_name and a.state.live}
+        found: list[Job] = []
+        saw_known = False
+        for job in self._backend.jobs():
+            saw_known |= job.job_name in known
+            if job.display_name == attempt.token:
+                found.append(job)
+        control = saw_known if known else self._backend.upload_exists(attempt.upload_name)
+        verdict = decide.resolve(
+            attempt,
+            tuple(found),
+            control=control,
+            knows_a_job=bool(known),
+            abandoned_before=any(
+                a.state is AttemptState.ABANDONED
+                for a in self._attempts.values()
+                if a.shard_id == attempt.shard_id
+            ),
+            policy=self._policy,
+            now=self._clock.now(),
+        )
+        self._looked_at[attempt.token] = self._clock.now()
+        match verdict:
+            case decide.Adopt(job, others):
+                for other in others:
+                    self._backend.cancel(other.job_name)
+                    self._event("duplicate", attempt.token, f"{other.job_name} is a second job; cancelled")
+                self._submitted(attempt, job, adopted=True)
+            case decide.NotFound(clean_listings):
+                if clean_listings != attempt.clean_listings:
+                    self._replace(attempt, clean_listings=clean_listings)
+            case decide.Abandon():
+                self._replace(attempt, state=AttemptState.ABANDONED)
+                self._event("abandoned", attempt.token, "no job was made; submitted once more")
+                self._wanted.discard(attempt.token)
+                if self._policy.submit:
+                    self._todo.insert(0, attempt.shard_id)
+            case decide.Quarantine():
+                self._quarantined.add(attempt.token)
+                self._event("quarantined", attempt.token, "no job was found for the second time")
+
+    def _poll(self, attempt: Attempt) -> None:
+        job = self._backend.get(attempt.job_name)
+        self._looked_at[attempt.token] = self._clock.now()
+        if job.state is not attempt.job_state or job.state.terminal:
+            state = AttemptState.TERMINAL if job.state.terminal else attempt.state
+            self._replace(
+                attempt,
+                state=state,
+                job_state=job.state,
+                output_name=job.output_name,
+                error=job.error_message,
+                error_code=job.error_code,
+            )
+            words = f": {job.error_message}" if job.error_message else ""
+            self._event("job", attempt.token, f"{job.state.replace('_', ' ')}{words}")
+
+    def _collect(self, attempt: Attempt) -> None:
+        """Store what came back, then its outcomes, then the root that names them."""
+        self._index.sync(self._state, self._attempts.values())
+        summary = self._index.ingested(attempt.token)
+        if summary is None:
+            collector = Collector(
+                attempt, self._judge, self._store.shard_lines(attempt.shard_id), self._index.stored
+            )
+            if attempt.output_name:
+                self._download(attempt, collector)
+            got = collector.finish()
+            summary = {"outcomes": got.outcomes, "strays": got.strays, "usage": got.usage}
+            name = self._store.put_outcomes(attempt.token, summary, got.lines)
+            self._save(replace(self._state, outcomes=(*self._state.outcomes, name)))
+        attempt = replace(attempt, outcomes=summary["outcomes"], strays=summary["strays"])
+        self._sent.update(summary["outcomes"])
+        self._usage.update(summary["usage"])
+        if failed_as_a_whole(attempt):
+            words = f"the job of {attempt.token} failed: {attempt.error}"
+            self._errors.append(words)
+        self._replace(attempt, state=AttemptState.COLLECTED)
+        self._event(
+            "collected", attempt.token, _counts_text(attempt.outcomes, attempt.strays), dict(attempt.outcomes)
+        )
+
+    def _download(self, attempt: Attempt, collector: Collector) -> None:
+        job = Job(
+            job_name=attempt.job_name,
+            display_name=attempt.token,
+            state=attempt.job_state or JobState.SUCCEEDED,
+            output_name=attempt.output_name,
+        )
+        self._store.put_responses(attempt.token, self._backend.output(job), collector.line)
+
+    def _clean(self, attempt: Attempt) -> None:
+        if attempt.upload_name:
+            self._backend.delete_upload(attempt.upload_name)
+        if self._policy.cleanup == "all":
+            self._backend.delete(attempt.job_name)
+        self._replace(attempt, state=AttemptState.CLEANED)
+
+    def _replace(self, attempt: Attempt, **changes: Json) -> Attempt:
+        new = replace(attempt, **changes)
+        self._versions[new.token] = self._store.replace_attempt(new, self._versions[new.token])
+        self._attempts[new.token] = new
+        return new
+
+    # ------------------------------------------------------------ the end
+
+    def _finish(self) -> Result:
+        """Write the rows snapshot and the destinations; the root names both at once."""
+        self._index.sync(self._state, self._attempts.values())
+        state = self._state
+        if self._plan.rows_path is not None:
+            components = self._components()
+            name = self._store.put_rows(self._snapshot(components))
+            state = replace(state, rows=name)
+        with tempfile.TemporaryDirectory(prefix="gbrun-") as workspace:
+            written = export.write(
+                self._spec,
+                self._store,
+                self._rows,
+                self._index.stored,
+                lambda _: None,
+                Path(workspace),
+            )
+        exported = Export(
+            rows=state.rows,
+            outcome_count=len(state.outcomes),
+            judge=self._plan.judge_digest,
+            files=written.files,
+        )
+        self._save(replace(state, export=exported, last_apply_at=self._clock.now()))
+        if self._plan.rows_path is not None:
+            self._index.absorb(state.rows, components, self._settled_rows())
+        result = self._result(complete=True)
+        return replace(result, rows=written.rows, files=written.files)
+
+    def _rows(self) -> Iterator[rowtable.KnownRow]:
+        if self._plan.rows_path is None:
+            yield from self._index.rows()
+            return
+        db = rowtable.connect(self._plan.rows_path)
+        try:
+            yield from rowtable.rows(db)
+        finally:
+            db.close()
+
+    def _settled_rows(self, order: str = "ordinal") -> Iterator[rowtable.KnownRow]:
+        assert self._plan.rows_path is not None
+        db = rowtable.connect(self._plan.rows_path)
+        try:
+            for row in rowtable.rows(db, order=order):
+                outcome = export.row_outcome(row, self._index.stored)
+                yield replace(row, outcome=outcome)
+        finally:
+            db.close()
+
+    def _components(self) -> dict[str, dict[str, Json]]:
+        """Component sets that rows of the new snapshot may refer to."""
+        known = {
+            **self._index.components,
+            self._plan.components_id: {
+                "spec": self._plan.spec_digest,
+                "digests": dict(self._plan.components),
+            },
+        }
+        used = {row.components for row in self._rows()}
+        return {name: known[name] for name in sorted(used) if name in known}
+
+    def _snapshot(self, components: Mapping[str, Mapping[str, Json]]) -> Iterator[bytes]:
+        yield rowtable.header(components)
+        for row in self._settled_rows(order="key"):
+            yield row.line()
+
+    # ------------------------------------------------------------ helpers
+
+    def _lock(self, timeout_s: float) -> ExitStack:
+        stack = ExitStack()
+        operation = "apply" if self._policy.submit else "wait"
+        stack.enter_context(self._store.lock(operation, _clock_text(self._clock.now()), timeout_s))
+        return stack
+
+    def _event(self, kind: str, token: str, text: str, data: Mapping[str, Json] | None = None) -> None:
+        self._on_event(Event(kind, token, text, data or {}))
+
+
+def _clock_text(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _counts_text(outcomes: Mapping[str, int], strays: Mapping[str, int]) -> str:
+    text = ", ".join(f"{count:,} {name}" for name, count in outcomes.items()) or "nothing came back"
+    if strays:
+        text += (
+            f" (besides: {', '.join(f'{count:,} {name}' for name, count in sorted(strays.items()))} lines)"
+        )
+    return text

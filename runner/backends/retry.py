@@ -1,0 +1,101 @@
+"""A backend that repeats what is safe to repeat. `create` is not, and passes straight through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from runner.backends import Backend
+from runner.errors import BackendError
+from runner.model import Job, Upload
+
+_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
+
+T = TypeVar("T")
+
+
+class RetryingBackend:
+    """Repeats idempotent calls of `inner` up to four times after a transient `BackendError`.
+
+    Waits 1, 2, 4 and 8 seconds through `sleep`; what the last try raises is passed on. Listing
+    holds all jobs of the account in memory, so that a repeated listing shows none twice.
+    """
+
+    def __init__(self, inner: Backend, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._inner = inner
+        self._sleep = sleep
+        self.limits = inner.limits
+        self.poll_interval_s = inner.poll_interval_s
+        self.principal = inner.principal
+        self.notice = inner.notice
+
+    def upload(self, path: Path, *, name: str, sha256: str) -> Upload:
+        """See `Backend.upload`."""
+        return self._repeated(lambda: self._inner.upload(path, name=name, sha256=sha256))
+
+    def upload_exists(self, name: str) -> bool:
+        """See `Backend.upload_exists`."""
+        return self._repeated(lambda: self._inner.upload_exists(name))
+
+    def delete_upload(self, name: str) -> None:
+        """See `Backend.delete_upload`."""
+        self._repeated(lambda: self._inner.delete_upload(name))
+
+    def create(self, *, model: str, upload_name: str, display_name: str) -> Job:
+        """See `Backend.create`; never repeated: a job may exist although the reply was lost."""
+        return self._inner.create(model=model, upload_name=upload_name, display_name=display_name)
+
+    def jobs(self) -> Iterator[Job]:
+        """See `Backend.jobs`."""
+        yield from self._repeated(lambda: list(self._inner.jobs()))
+
+    def get(self, job_name: str) -> Job:
+        """See `Backend.get`."""
+        return self._repeated(lambda: self._inner.get(job_name))
+
+    def cancel(self, job_name: str) -> None:
+        """See `Backend.cancel`."""
+        self._repeated(lambda: self._inner.cancel(job_name))
+
+    def delete(self, job_name: str) -> None:
+        """See `Backend.delete`."""
+        self._repeated(lambda: self._inner.delete(job_name))
+
+    def output(self, job: Job) -> Iterator[bytes]:
+        """See `Backend.output`; a broken download starts anew and goes on where it broke off."""
+        given = 0
+        delays = iter(_DELAYS_S)
+        while True:
+            try:
+                position = 0
+                # An output never changes, so the bytes that were given already come again.
+                for chunk in self._inner.output(job):
+                    fresh = chunk[max(0, given - position) :]
+                    position += len(chunk)
+                    if fresh:
+                        given += len(fresh)
+                        yield fresh
+                return
+            except BackendError as error:
+                self._wait(error, delays)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._inner.close()
+
+    def _repeated(self, call: Callable[[], T]) -> T:
+        delays = iter(_DELAYS_S)
+        while True:
+            try:
+                return call()
+            except BackendError as error:
+                self._wait(error, delays)
+
+    def _wait(self, error: BackendError, delays: Iterator[float]) -> None:
+        """Wait before the next try; raises `error` where there is to be none."""
+        delay = next(delays, None)
+        if delay is None or not error.transient:
+            raise error
+        self._sleep(delay)

@@ -1,0 +1,181 @@
+"""Wiring: a spec's file becomes its store, index, plan and backend."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from runner import apply, export, index, inputs, plan, response_schema, results, rowtable
+from runner import spec as specfile
+from runner.backends import Backend
+from runner.blobs.local import LocalBlobs
+from runner.clock import SystemClock
+from runner.decide import Policy
+from runner.errors import StateForeign
+from runner.index import Index
+from runner.model import Attempt, Plan, Spec, State
+from runner.render import Renderer, digest
+from runner.store import Store
+
+
+class Job:
+    """Everything that a command needs for one spec. Use as a context manager."""
+
+    def __init__(
+        self, *, spec: Path, state: Path | None = None, backend: str | None = None, writes: bool = False
+    ) -> None:
+        """Load the spec and open its state; nothing is created unless `writes`.
+
+        Raises SpecInvalid, StateUnreadable, StateForeign.
+        """
+        self.spec: Spec = specfile.load(spec, environ=os.environ, backend=backend, state=state)
+        self.spec_digest = specfile.digest(self.spec)
+        self.judge_digest = digest(
+            [
+                results.JUDGE_VERSION,
+                response_schema.ordered(self.spec.output_schema),
+                [[d.path, *sorted(d.include)] for d in self.spec.destinations],
+            ]
+        )
+        folder = self.spec.state
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.state_label = _relative(folder)
+        self.store = Store(LocalBlobs(folder), folder, self.state_label)
+        self._stack = ExitStack()
+        self._workspaces = 0
+        self._temporary = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gbrun-")))
+        self.index = Index(self.store)
+        self._stack.callback(self.index.close)
+        self.state: State | None = None
+        self.attempts: list[tuple[Attempt, str]] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the state again and bring the index up to it."""
+        self.state, _ = self.store.load()
+        self.attempts = self.store.attempts() if self.state else []
+        if self.state is not None and (self.state.name, self.state.env) != (self.spec.name, self.spec.env):
+            raise StateForeign(
+                f"{self.state_label} is the state of {self.state.name!r}"
+                f" ({self.state.env or 'no environment'}), not of {self.spec.name!r}",
+                hint="name another folder with `state:` or --state",
+            )
+        self.index.sync(self.state, [attempt for attempt, _ in self.attempts])
+
+    def plan(self) -> Plan:
+        """A plan from the state as it was read last."""
+        self._workspaces += 1
+        workspace = self._temporary / f"plan-{self._workspaces}"
+        workspace.mkdir()
+        with self.index.reading():
+            made, signatures = plan.make(
+                self.spec,
+                basis=apply.basis(self.state, self.attempts),
+                spec_digest=self.spec_digest,
+                judge_digest=self.judge_digest,
+                entries=inputs.entries(self.spec),
+                read=lambda entry: inputs.read(self.spec, entry),
+                renderer=Renderer(self.spec),
+                history=self.index,
+                workspace=workspace,
+                destinations=export.look(self.spec),
+                trusted_before_ns=index.trusted_before_ns(),
+            )
+        if signatures:
+            self.index.remember(signatures)
+        return made
+
+    def backend(self) -> Backend:
+        """The service, connected; closed with the job."""
+        settings = self.spec.backend
+        started: Backend
+        if settings.type == "local":
+            from runner.backends import local
+
+            faults = Path(settings.faults) if settings.faults else None
+            started = local.start(self.spec.state / "emulator", faults, settings.request_timeout_s)
+        else:
+            from runner.backends import gemini
+
+            started = gemini.from_environment(settings, os.environ)
+        self._stack.callback(started.close)
+        from runner.backends.retry import RetryingBackend
+
+        return RetryingBackend(started)
+
+    def run(
+        self,
+        made: Plan,
+        backend: Backend,
+        *,
+        submit: bool,
+        wait: bool,
+        stop: apply.Stop,
+        on_event: Callable[[apply.Event], None],
+        lock_timeout_s: float,
+        max_jobs: int | None = None,
+    ) -> apply.Result:
+        """Carry a plan out."""
+        settings = self.spec.backend
+        policy = Policy(
+            max_jobs=max_jobs or self.spec.max_jobs,
+            poll_interval_s=settings.poll_interval_s or backend.poll_interval_s,
+            request_timeout_s=settings.request_timeout_s,
+            settle_s=settings.settle_s,
+            submit=submit,
+            wait=wait,
+            cleanup=self.spec.cleanup,
+        )
+        return apply.Apply(
+            spec=self.spec,
+            resolved=specfile.resolved(self.spec),
+            plan=made,
+            store=self.store,
+            index=self.index,
+            backend=backend,
+            clock=SystemClock(),
+            policy=policy,
+            new_lineage=lambda: uuid.uuid4().hex,
+            on_event=on_event,
+            stop=stop,
+            lock_timeout_s=lock_timeout_s,
+        ).run()
+
+    def export(self, made: Plan) -> export.Written:
+        """Write the destinations from what is stored, for the rows of a plan."""
+
+        def rows() -> Iterator[rowtable.KnownRow]:
+            if made.rows_path is None:
+                yield from self.index.rows()
+                return
+            db = rowtable.connect(made.rows_path)
+            try:
+                yield from rowtable.rows(db)
+            finally:
+                db.close()
+
+        return export.write(self.spec, self.store, rows, self.index.stored, self.index.live, self._temporary)
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+
+def _relative(path: Path) -> str:
+    try:
+        return path.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.as_posix()

@@ -1,0 +1,109 @@
+"""What reaches the user's eyes: errors, notices, progress, colours. Effects on stdout and stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Sequence
+
+import click
+
+from runner import __version__
+from runner.errors import Diagnostic, GbrunError, SpecInvalid
+
+_COLOURS = {
+    "+": "green", "~": "yellow", "!": "yellow", "-": "red", "x": "red", "=": None, "…": "cyan"
+}  # fmt: skip
+
+
+def show_error(error: GbrunError) -> None:
+    """A failure in the user's words, with its hint; a spec's problems one by one."""
+    from runner import diagnostics
+    from runner.plan import RowsUnreadable
+
+    if isinstance(error, SpecInvalid):
+        click.echo(diagnostics.text(error.diagnostics), err=True, nl=False)
+        return
+    if isinstance(error, RowsUnreadable):
+        for row in error.rows:
+            place = f"{row.path}:{row.line}: " if row.path else ""
+            click.echo(f"Error: input {row.key}: {place}{row.message}  [{row.code}]", err=True)
+        if error.count > len(error.rows):
+            click.echo(f"... and {error.count - len(error.rows):,} more", err=True)
+    click.echo(f"Error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"\nhint: {error.hint}", err=True)
+
+
+def show_bug(error: BaseException, arguments: Sequence[str]) -> None:
+    """A bug: one line and the place of a log; the log holds the traceback."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="gbrun-bug-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        log.write(f"gbrun {__version__} {json.dumps(list(arguments))}\nPython {sys.version}\n")
+        traceback.print_exception(error, file=log)
+    click.echo(
+        f"Error: a bug in gbrun {__version__}: {type(error).__name__}: {error}\n\n"
+        f"hint: report it with the log {log.name}",
+        err=True,
+    )
+
+
+def show_warnings(found: Iterable[Diagnostic]) -> None:
+    """Warnings on stderr, laid out as errors are."""
+    from runner import diagnostics
+
+    text = diagnostics.text(tuple(found))
+    if text:
+        click.echo(text, err=True, nl=False)
+
+
+def show_lines(lines: Iterable[str], *, err: bool = False) -> None:
+    """Lines of a view, coloured by the symbol in front where there is a terminal."""
+    for line in lines:
+        mark = line.strip()[:1]
+        colour = _COLOURS.get(mark) if line.startswith("  ") else None
+        click.echo(click.style(line, fg=colour) if colour and colours(err) else line, err=err)
+
+
+def colours(err: bool) -> bool:
+    """Whether to colour: a terminal, and nobody said no."""
+    stream = sys.stderr if err else sys.stdout
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+class Progress:
+    """What happens during an apply, on stderr: plain lines, or a live line on a terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = None
+        self._jobs: dict[str, str] = {}
+        if not quiet and sys.stderr.isatty():
+            from rich.console import Console
+
+            self._console = Console(stderr=True, highlight=False)
+            self._live = self._console.status("starting")
+            self._live.start()
+
+    def event(self, kind: str, token: str, text: str) -> None:
+        """Show one event."""
+        if self._quiet and kind not in ("refused", "ambiguous", "quarantined", "duplicate"):
+            return
+        line = f"{kind:<10} {token}  {text}" if token else f"{kind:<10} {text}"
+        if self._live is None:
+            click.echo(line, err=True)
+            return
+        self._console.print(line, markup=False)
+        self._jobs[token] = "done" if kind == "collected" else text.split(":")[0] if kind == "job" else kind
+        running = [word for word in self._jobs.values() if word != "done"]
+        done = len(self._jobs) - len(running)
+        self._live.update(f"{done} job(s) collected, {len(running)} on the way")
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._live is not None:
+            self._live.stop()

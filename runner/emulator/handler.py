@@ -1,0 +1,294 @@
+"""HTTP: routes, keys, the resumable upload protocol, and faults that happen on the wire.
+
+Binds to nothing by itself. Every answer is 200 or an error envelope, as the SDK demands; a request
+that no route knows is 404.
+
+Source: request lines and headers of google-genai 3.4.0, recorded on loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import socket
+import struct
+import time
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+import orjson
+
+from runner.emulator import wire
+from runner.emulator.faults import HttpRule
+from runner.emulator.messages import Problem, check
+from runner.emulator.wire import ApiError
+
+if TYPE_CHECKING:
+    from runner.emulator.server import HttpServer
+
+MAX_BODY_BYTES = 20 << 20
+"""Largest body other than an upload's chunk; inline batches live under it."""
+_VERSION = r"(?P<version>v1|v1beta|v1beta1)"
+_ROUTES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
+    (method, re.compile(f"/{path}"), name)
+    for method, path, name in (
+        ("POST", rf"upload/{_VERSION}/files", "upload"),
+        ("GET", rf"(?:download/)?{_VERSION}/(?P<file>files/[^/:]+):download", "download"),
+        ("GET", rf"{_VERSION}/files", "list_files"),
+        ("GET", rf"{_VERSION}/(?P<file>files/[^/:]+)", "get_file"),
+        ("DELETE", rf"{_VERSION}/(?P<file>files/[^/:]+)", "delete_file"),
+        ("GET", rf"{_VERSION}/batches", "list_batches"),
+        ("GET", rf"{_VERSION}/batches/(?P<job>[^/:]+)", "get_batch"),
+        ("DELETE", rf"{_VERSION}/batches/(?P<job>[^/:]+)", "delete_batch"),
+        ("POST", rf"{_VERSION}/batches/(?P<job>[^/:]+):cancel", "cancel_batch"),
+        ("POST", rf"{_VERSION}/(?P<model>models/[^/:]+):batchGenerateContent", "create_batch"),
+        ("POST", rf"{_VERSION}/(?P<model>models/[^/:]+):generateContent", "generate"),
+        ("POST", rf"{_VERSION}/(?P<model>models/[^/:]+):countTokens", "count_tokens"),
+    )
+)
+_OPERATIONS = {
+    "download": "download", "list_files": "list", "get_file": "get", "delete_file": "delete",
+    "list_batches": "list", "get_batch": "get", "delete_batch": "delete", "cancel_batch": "cancel",
+    "create_batch": "create", "generate": "generate", "count_tokens": "generate",
+}  # fmt: skip
+"""Route to the word that fault rules use for it; uploads are counted by their own code."""
+
+
+class _Dropped(Exception):
+    """The connection is to end here, without an answer."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: HttpServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16
+    server_version = "gbrun-emulator"
+    sys_version = ""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: stdout and stderr belong to the program around."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self._answer()
+
+    def do_POST(self) -> None:
+        """Answer."""
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        """Answer."""
+        self._answer()
+
+    # ------------------------------------------------------------ the way of one request
+
+    def _answer(self) -> None:
+        self._unread = int(self.headers.get("Content-Length") or 0)
+        try:
+            parts = urlsplit(self.path)
+            self._query = dict(parse_qsl(parts.query))
+            if "chunked" in self.headers.get("Transfer-Encoding", ""):
+                raise ApiError(411, "Content-Length is required.")
+            self._dispatch(unquote(parts.path))
+        except ApiError as error:
+            self._send(error.body(), error.http_status)
+        except (_Dropped, ConnectionError):
+            self._drop()
+
+    def _dispatch(self, path: str) -> None:
+        name, found = _route(self.command, path)
+        if name == "upload" and "upload_id" in self._query:
+            self._chunk(self._query["upload_id"])
+            return
+        self._check_key()
+        if name == "upload":
+            self._start_upload()
+            return
+        body = self._body()
+        rule = self.server.service.plan.strike_http(_OPERATIONS[name], self.server.service.tally)
+        self._before(rule)
+        if name == "download":
+            self._download(found["file"], rule)
+            return
+        self._reply(self._call(name, found, body), rule)
+
+    def _call(self, name: str, found: re.Match[str], body: bytes) -> Any:
+        service = self.server.service
+        match name:
+            case "create_batch":
+                return service.create_batch(found["model"], found["version"], _parsed(body))
+            case "generate":
+                return service.generate(found["model"], found["version"], _parsed(body))
+            case "count_tokens":
+                return service.count_tokens(found["model"], found["version"], _parsed(body))
+            case "get_batch":
+                return service.get_batch(found["job"])
+            case "list_batches":
+                return service.list_batches(self._query)
+            case "cancel_batch":
+                return service.cancel_batch(found["job"])
+            case "delete_batch":
+                return service.delete_batch(found["job"])
+            case "list_files":
+                return service.list_files(self._query, self._base_url())
+            case "get_file":
+                return service.files.get(found["file"], self._base_url())
+            case _:
+                service.files.delete(found["file"])
+                return {}
+
+    def _check_key(self) -> None:
+        key = self.headers.get("x-goog-api-key") or self._query.get("key")
+        if not key:
+            raise ApiError(
+                403,
+                "Method doesn't allow unregistered callers (callers without established identity). Please "
+                "use API Key or other form of API consumer identity to call this API.",
+            )
+        if key == "invalid":
+            kind = "type.googleapis.com/google.rpc.ErrorInfo"
+            info = {"@type": kind, "reason": "API_KEY_INVALID", "domain": "googleapis.com"}
+            raise ApiError(400, "API key not valid. Please pass a valid API key.", [info])
+
+    def _before(self, rule: HttpRule | None) -> None:
+        """Faults that strike before any work."""
+        if rule is None:
+            return
+        if rule.kind == "reset":
+            raise _Dropped
+        if rule.kind == "http_429":
+            raise wire.quota()
+        if rule.kind == "http_5xx":
+            raise ApiError(rule.status or 503, "The service is currently unavailable.")
+        if rule.kind == "slow":
+            time.sleep(rule.delay_s or 0)
+
+    def _reply(self, body: Any, rule: HttpRule | None, **headers: str) -> None:
+        if rule and rule.kind == "lost_reply":
+            raise _Dropped
+        self._send(body, 200, **headers)
+
+    # ------------------------------------------------------------ uploads and downloads
+
+    def _start_upload(self) -> None:
+        """The `start` command of a resumable upload."""
+        if self.headers.get("X-Goog-Upload-Protocol") != "resumable":
+            raise ApiError(400, "Only resumable uploads are supported here.")
+        body = _parsed(self._body() or b"{}")
+        self._before(self._struck_upload("start"))
+        try:
+            file = check("CreateFile", body).get("file", {})
+        except Problem as problem:
+            raise wire.bad_body(problem) from None
+        length = self.headers.get("X-Goog-Upload-Header-Content-Length", "-1")
+        if not re.fullmatch(r"-1|[0-9]{1,18}", length):
+            raise ApiError(400, "Invalid X-Goog-Upload-Header-Content-Length.")
+        mime_type = self.headers.get("X-Goog-Upload-Header-Content-Type", "")
+        upload = self.server.service.files.start(file, int(length), mime_type)
+        url = f"{self._base_url()}/upload/v1beta/files?upload_id={quote(upload)}&upload_protocol=resumable"
+        headers = {"x-goog-upload-url": url, "x-goog-upload-status": "active"}
+        self._send({}, 200, **headers)
+
+    def _chunk(self, upload: str) -> None:
+        """One chunk, named by the upload's URL alone: the SDK sends no key here."""
+        files = self.server.service.files
+        commands = {word.strip() for word in self.headers.get("X-Goog-Upload-Command", "").split(",")}
+        if not commands or not commands <= {"upload", "finalize", "query"}:
+            raise ApiError(400, "Unknown X-Goog-Upload-Command.")
+        rule = self._struck_upload("end") if "finalize" in commands else None
+        self._before(rule)
+        if "upload" in commands:
+            offset = self.headers.get("X-Goog-Upload-Offset", "")
+            if not offset.isdecimal():
+                raise ApiError(400, "X-Goog-Upload-Offset is missing.")
+            count, self._unread = self._unread, 0
+            try:
+                files.append(upload, int(offset), self.rfile, count)
+            except ApiError:
+                self._unread = count
+                raise
+        headers = {"x-goog-upload-size-received": str(files.received(upload))}
+        if "finalize" not in commands:
+            self._send({}, 200, **headers, **{"x-goog-upload-status": "active"})
+            return
+        file = files.get(files.finalize(upload), self._base_url())
+        body = {} if rule and rule.kind == "no_file" else {"file": file}
+        self._reply(body, rule, **headers, **{"x-goog-upload-status": "final"})
+
+    def _struck_upload(self, moment: str) -> HttpRule | None:
+        service = self.server.service
+        return service.plan.strike_http("upload", service.tally, uploading=moment)
+
+    def _download(self, name: str, rule: HttpRule | None) -> None:
+        path = self.server.service.output(name)
+        if rule and rule.kind == "lost_reply":
+            raise _Dropped
+        with path.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            self.send_response(200)
+            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Length", str(size))
+            self.end_headers()
+            if rule and rule.kind == "cut_body":
+                self.wfile.write(stream.read(size // 2))
+                self.wfile.flush()
+                self._drop(abruptly=False)
+                return
+            shutil.copyfileobj(stream, self.wfile, 1 << 20)
+
+    # ------------------------------------------------------------ bytes
+
+    def _body(self) -> bytes:
+        if self._unread > MAX_BODY_BYTES:
+            raise ApiError(400, f"Request payload size exceeds the limit: {MAX_BODY_BYTES} bytes.")
+        count, self._unread = self._unread, 0
+        return self.rfile.read(count)
+
+    def _send(self, body: Any, status: int, **headers: str) -> None:
+        data = orjson.dumps(body)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json; charset=UTF-8")
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if self._unread:
+            # What was not read would be taken for the next request.
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _drop(self, *, abruptly: bool = True) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            if abruptly:
+                # No lingering: the client sees a reset, as when a load balancer dies.
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+            else:
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _base_url(self) -> str:
+        """The server as this client reached it, so that addresses in answers lead back here."""
+        return f"http://{self.headers.get('Host') or self.server.netloc}"
+
+
+def _route(command: str, path: str) -> tuple[str, re.Match[str]]:
+    for method, pattern, name in _ROUTES:
+        found = pattern.fullmatch(path) if method == command else None
+        if found:
+            return name, found
+    raise wire.not_found()
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"Invalid JSON payload received. {error.msg} at column {error.colno}.") from None

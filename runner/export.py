@@ -1,0 +1,238 @@
+"""Stored responses become the destination's records and its errors file.
+
+Responses are read once, in the order in which they lie on disk; what they give is spooled,
+then written in input order. Memory is flat, and the same state always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from runner import results, rowtable
+from runner.errors import StateUnreadable
+from runner.model import Answer, Destination, Json, Outcome, Spec, Stored
+from runner.outputs import jsonl
+from runner.results import Judge
+from runner.rowtable import KnownRow
+from runner.store import Store
+
+_SCHEMA = """
+CREATE TABLE want (
+    request_id TEXT PRIMARY KEY, token TEXT, part INTEGER, member INTEGER, at INTEGER, length INTEGER
+) WITHOUT ROWID;
+CREATE TABLE answer (request_id TEXT PRIMARY KEY, outcome TEXT, body BLOB) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What an export wrote."""
+
+    files: Mapping[str, tuple[str, int]]
+    """Destination path as in the spec -> (SHA-256 hex, byte size)."""
+    rows: Mapping[str, int]
+    """Rows per outcome; `in_flight` and `held_back` for those that have none yet."""
+
+
+def errors_path(destination: str) -> str:
+    """Where failures go: beside the first destination, `<stem>.errors.jsonl`."""
+    path = Path(destination)
+    return (path.parent / f"{path.stem}.errors.jsonl").as_posix()
+
+
+def row_outcome(row: KnownRow, stored: Callable[[str], Stored | None]) -> str:
+    """The class of a row over all its requests: the first that is not ok; empty while one is open."""
+    if row.problem:
+        return Outcome.BAD_INPUT
+    found = [stored(w.request_id) for w in row.wanted]
+    if any(s is None for s in found):
+        return ""
+    classes = [s.outcome for s in found if s is not None]
+    broken = [c for c in classes if c is not Outcome.OK]
+    return min(broken, key=list(Outcome).index) if broken else Outcome.OK
+
+
+def write(
+    spec: Spec,
+    store: Store,
+    rows: Callable[[], Iterator[KnownRow]],
+    stored: Callable[[str], Stored | None],
+    live: Callable[[str], str | None],
+    workspace: Path,
+) -> Written:
+    """Write records and failures, in input order, each file replaced atomically.
+
+    `rows` gives the rows in input order, twice.
+
+    Raises:
+        StateUnreadable: a response that an outcome refers to is gone or damaged.
+        GbrunError: a destination cannot be written.
+    """
+    db = rowtable.connect(workspace / "export.sqlite")
+    try:
+        db.executescript(_SCHEMA)
+        with rowtable.transaction(db):
+            _collect_wanted(db, rows(), stored)
+            _judge_all(db, spec, store, stored)
+        return _write_files(db, spec, rows(), stored, live)
+    finally:
+        db.close()
+        for suffix in ("", "-journal"):
+            Path(f"{workspace / 'export.sqlite'}{suffix}").unlink(missing_ok=True)
+
+
+def _collect_wanted(
+    db: sqlite3.Connection, rows: Iterable[KnownRow], stored: Callable[[str], Stored | None]
+) -> None:
+    def places() -> Iterator[tuple[str, str, int, int, int, int]]:
+        for row in rows:
+            for wanted in row.wanted:
+                found = stored(wanted.request_id)
+                if found is not None and found.ref is not None:
+                    ref = found.ref
+                    yield wanted.request_id, found.token, ref.part, ref.member, ref.offset, ref.length
+
+    db.executemany("INSERT OR IGNORE INTO want VALUES (?,?,?,?,?,?)", places())
+
+
+def _judge_all(
+    db: sqlite3.Connection, spec: Spec, store: Store, stored: Callable[[str], Stored | None]
+) -> None:
+    judge = Judge(spec.output_schema)
+    has_schema = spec.output_schema is not None
+    include = {name for d in spec.destinations for name in d.include}
+    files = db.execute("SELECT DISTINCT token, part FROM want ORDER BY token, part").fetchall()
+    for token, part in files:
+        places = db.execute(
+            "SELECT member, at, length, request_id FROM want"
+            " WHERE token = ? AND part = ? ORDER BY member, at",
+            (token, part),
+        ).fetchall()
+        answers = _answers(store, token, part, places, judge)
+        db.executemany(
+            "INSERT INTO answer VALUES (?,?,?)",
+            (
+                (answer.request_id, answer.outcome, _body(answer, has_schema, include, stored))
+                for answer in answers
+            ),
+        )
+
+
+def _answers(
+    store: Store, token: str, part: int, places: list[tuple[int, int, int, str]], judge: Judge
+) -> Iterator[Answer]:
+    at = 0
+    for offset, data in store.response_members(token, part):
+        while at < len(places) and places[at][0] == offset:
+            _, start, length, request_id = places[at]
+            answer = judge.line(data[start : start + length])
+            if not isinstance(answer, Answer) or answer.request_id != request_id:
+                raise StateUnreadable(f"responses/{token}.{part}.jsonl.gz does not hold {request_id}")
+            yield answer
+            at += 1
+    if at < len(places):
+        raise StateUnreadable(f"responses/{token}.{part}.jsonl.gz ends too early")
+
+
+def _body(
+    answer: Answer, has_schema: bool, include: set[str], stored: Callable[[str], Stored | None]
+) -> bytes:
+    if answer.outcome is not Outcome.OK:
+        return orjson.dumps({"code": answer.code, "message": answer.message, "raw": answer.raw}, default=str)
+    meta: dict[str, Json] | None = None
+    if "meta" in include:
+        found = stored(answer.request_id)
+        meta = {
+            "_request_id": answer.request_id,
+            "_attempt": found.token if found else "",
+            "_model_version": answer.model_version,
+            "_usage": dict(answer.usage),
+            "_finish_reason": answer.finish_reason,
+        }
+    return results.record_tail(answer, has_schema=has_schema, meta=meta)
+
+
+def _write_files(
+    db: sqlite3.Connection,
+    spec: Spec,
+    rows: Iterable[KnownRow],
+    stored: Callable[[str], Stored | None],
+    live: Callable[[str], str | None],
+) -> Written:
+    destination: Destination = spec.destinations[0]
+    failures_name = errors_path(destination.path)
+    failures_path = spec.folder / failures_name
+    counts: Counter[str] = Counter()
+    with jsonl.JsonlFile(spec.folder / destination.path) as records, jsonl.JsonlFile(failures_path) as failed:
+        for row in rows:
+            outcome, line = _row_line(db, row, stored, live)
+            counts[outcome] += 1
+            if outcome == Outcome.OK:
+                records.write(line)
+            elif line:
+                failed.write(line)
+        files = {destination.path: records.commit()}
+        if failed.line_count:
+            files[failures_name] = failed.commit()
+        else:
+            failures_path.unlink(missing_ok=True)
+    return Written(files, dict(counts))
+
+
+def _row_line(
+    db: sqlite3.Connection,
+    row: KnownRow,
+    stored: Callable[[str], Stored | None],
+    live: Callable[[str], str | None],
+) -> tuple[str, bytes]:
+    """A row's class and its line; the line is empty for a row that is not settled."""
+    if row.bad is not None:
+        bad = row.bad
+        where = f"{bad.path}:{bad.line}: " if bad.path else ""
+        return Outcome.BAD_INPUT, results.failure(
+            row.key, Outcome.BAD_INPUT, bad.code, where + bad.message, 0, None
+        )
+    wanted = row.wanted
+    found = [stored(w.request_id) for w in wanted]
+    if any(live(w.request_id) for w in wanted):
+        return "in_flight", b""
+    if any(s is None for s in found):
+        return "held_back", b""
+    worst: tuple[int, Stored, str, bytes] | None = None
+    tail = b""
+    for request, outcome_of in zip(wanted, found, strict=True):
+        assert outcome_of is not None
+        answer = db.execute(
+            "SELECT outcome, body FROM answer WHERE request_id = ?", (request.request_id,)
+        ).fetchone()
+        outcome, body = (answer[0], answer[1]) if answer else (outcome_of.outcome, b"")
+        if outcome == Outcome.OK:
+            tail = body
+            continue
+        rank = list(Outcome).index(Outcome(outcome))
+        if worst is None or rank < worst[0]:
+            worst = (rank, outcome_of, outcome, body)
+    if worst is None:
+        return Outcome.OK, results.record(row.key, tail)
+    _, first, outcome, body = worst
+    if not body:
+        return outcome, results.failure(row.key, outcome, first.code, first.message, first.jobs, None)
+    told = orjson.loads(body)
+    return outcome, results.failure(row.key, outcome, told["code"], told["message"], first.jobs, told["raw"])
+
+
+def destinations(spec: Spec) -> tuple[str, ...]:
+    """Every file this spec may write, as paths in the spec's own form."""
+    first = spec.destinations[0].path
+    return (first, errors_path(first))
+
+
+def look(spec: Spec) -> dict[str, tuple[str, int] | None]:
+    """What lies at each destination now."""
+    return {path: jsonl.look(spec.folder / path) for path in destinations(spec)}

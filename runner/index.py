@@ -1,0 +1,239 @@
+"""A local index over the state: rows of the last snapshot, outcomes, requests in flight.
+
+A cache only: it can be deleted at any time and is rebuilt from the state. It also remembers
+what each input file looked like, so that a plan reads no file that did not change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from runner import parts, rowtable
+from runner.model import Attempt, State, Stored
+from runner.rowtable import KnownRow
+from runner.store import Store
+
+_VERSION = "1"
+RACY_NS = 2_000_000_000
+"""A file changed this shortly before it was read may change again without looking different."""
+_SCHEMA = (
+    rowtable.ROW_SCHEMA
+    + """
+CREATE INDEX row_requests ON row(requests);
+CREATE TABLE outcome (request_id TEXT PRIMARY KEY, line BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE token (token TEXT PRIMARY KEY, summary TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE live (request_id TEXT PRIMARY KEY, token TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+)
+
+
+class Index:
+    """What a plan looks things up in. Implements `plan.History`."""
+
+    def __init__(self, store: Store) -> None:
+        """Open the index beside the state, or in memory where nothing may be written."""
+        self._store = store
+        self._path = store.cache_folder / "index.sqlite" if store.cache_folder is not None else None
+        if self._path is not None and not self._path.parent.is_dir():
+            self._path = None
+        self._db = self._open()
+        self._state: State | None = None
+        self._live: frozenset[str] = frozenset()
+        self.components: dict[str, dict[str, Any]] = {}
+        """Components id -> {spec, digests}, from the rows snapshot."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def sync(self, state: State | None, attempts: Iterable[Attempt]) -> None:
+        """Bring the index up to this root and these attempts."""
+        self._state = state
+        with rowtable.transaction(self._db):
+            self._sync(state, attempts)
+
+    def _sync(self, state: State | None, attempts: Iterable[Attempt]) -> None:
+        lineage = state.lineage if state else ""
+        if self._meta("lineage") != lineage:
+            self._reset()
+            self._set_meta("lineage", lineage)
+        rows_name = state.rows if state else ""
+        if self._meta("rows") != rows_name:
+            self._load_rows(rows_name)
+        self.components = orjson.loads(self._meta("components") or "{}")
+        known = int(self._meta("outcomes") or 0)
+        for number, name in enumerate(state.outcomes[known:] if state else (), known + 1):
+            self._load_outcomes(name, number)
+        self._load_live([a for a in attempts if a.state.live])
+
+    # ------------------------------------------------------------ lookups
+
+    def reading(self) -> AbstractContextManager[None]:
+        """One consistent view of the index for the length of a block, whatever other runs do."""
+        return rowtable.transaction(self._db, "DEFERRED")
+
+    @property
+    def settled(self) -> bool:
+        """Whether the outcomes in the rows are the newest, with nothing in flight."""
+        export = self._state.export if self._state else None
+        return (
+            self._state is not None
+            and export is not None
+            and export.rows == self._state.rows
+            and export.outcome_count == len(self._state.outcomes)
+            and not self._live
+        )
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the last snapshot."""
+        found: int = self._db.execute("SELECT count(*) FROM row").fetchone()[0]
+        return found
+
+    def rows(self, from_ordinal: int = 0, order: str = "ordinal") -> Iterator[KnownRow]:
+        """Rows of the last snapshot, by `ordinal` or by `key`."""
+        return rowtable.rows(self._db, from_ordinal, order)
+
+    def row(self, key: str) -> KnownRow | None:
+        """The last snapshot's row with this key."""
+        return rowtable.row(self._db, key)
+
+    def key_of(self, requests: str) -> str | None:
+        """A key of the last snapshot that wants exactly these requests."""
+        found = self._db.execute(
+            "SELECT key FROM row WHERE requests = ? ORDER BY ordinal LIMIT 1", (requests,)
+        ).fetchone()
+        return None if found is None else str(found[0])
+
+    def stored(self, request_id: str) -> Stored | None:
+        """The latest outcome of a request."""
+        found = self._db.execute("SELECT line FROM outcome WHERE request_id = ?", (request_id,)).fetchone()
+        return None if found is None else parts.load_outcome(found[0])
+
+    def live(self, request_id: str) -> str | None:
+        """The token of the live attempt that holds a request."""
+        if not self._live:
+            return None
+        found = self._db.execute("SELECT token FROM live WHERE request_id = ?", (request_id,)).fetchone()
+        return None if found is None else str(found[0])
+
+    @property
+    def live_count(self) -> int:
+        """Requests in live attempts."""
+        found: int = self._db.execute("SELECT count(*) FROM live").fetchone()[0]
+        return found
+
+    def ingested(self, token: str) -> Mapping[str, Mapping[str, int]] | None:
+        """The summary of an attempt whose outcomes are part of the state: outcomes, strays, usage."""
+        found = self._db.execute("SELECT summary FROM token WHERE token = ?", (token,)).fetchone()
+        if found is None:
+            return None
+        summary: Mapping[str, Mapping[str, int]] = orjson.loads(found[0])
+        return summary
+
+    # ------------------------------------------------------------ signatures
+
+    def absorb(self, rows_name: str, components: Mapping[str, Any], rows: Iterable[KnownRow]) -> None:
+        """Take a new snapshot over with its signatures, without reading it back."""
+        with rowtable.transaction(self._db):
+            self._db.execute("DELETE FROM row")
+            rowtable.insert(self._db, rows)
+            self._set_meta("rows", rows_name)
+            self._set_meta("components", orjson.dumps(components).decode())
+
+    def remember(self, signatures: Iterable[tuple[str, tuple[int, int, int, int]]]) -> None:
+        """Take over how unchanged inputs look now, as (key, signature)."""
+        with contextlib.suppress(sqlite3.OperationalError), rowtable.transaction(self._db):
+            self._db.executemany(
+                "UPDATE row SET size=?, mtime_ns=?, ctime_ns=?, inode=? WHERE key=?",
+                ((*signature, key) for key, signature in signatures),
+            )
+
+    # ------------------------------------------------------------ loading
+
+    def _load_rows(self, name: str) -> None:
+        components: dict[str, Any] = {}
+        self._db.execute("DELETE FROM row")
+        if name:
+            lines = self._store.lines(name)
+            components = orjson.loads(next(lines))["components"]
+            # The file is sorted by key; the table wants ordinals, in any order.
+            rowtable.insert(self._db, (rowtable.from_line(line) for line in lines))
+        self._set_meta("rows", name)
+        self._set_meta("components", orjson.dumps(components).decode())
+
+    def _load_outcomes(self, name: str, number: int) -> None:
+        lines = self._store.lines(name)
+        header = orjson.loads(next(lines))
+        summary = orjson.dumps(header["summary"]).decode()
+        self._db.execute("INSERT OR REPLACE INTO token VALUES (?, ?)", (header["token"], summary))
+        self._db.executemany(
+            "INSERT OR REPLACE INTO outcome VALUES (?, ?)", ((orjson.loads(x)["id"], x) for x in lines)
+        )
+        self._set_meta("outcomes", str(number))
+
+    def _load_live(self, attempts: list[Attempt]) -> None:
+        self._live = frozenset(a.token for a in attempts)
+        want = ",".join(sorted(self._live))
+        if self._meta("live") == want:
+            return
+        self._db.execute("DELETE FROM live")
+        for attempt in attempts:
+            ids = ((orjson.loads(x)["key"], attempt.token) for x in self._store.shard_lines(attempt.shard_id))
+            self._db.executemany("INSERT OR IGNORE INTO live VALUES (?, ?)", ids)
+        self._set_meta("live", want)
+
+    # ------------------------------------------------------------ the file
+
+    def _open(self) -> sqlite3.Connection:
+        db = rowtable.connect(self._path)
+        try:
+            if self._path is not None:
+                db.execute("PRAGMA journal_mode=WAL")
+                self._path.chmod(0o600)
+            found = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            version = db.execute("SELECT value FROM meta WHERE name='version'").fetchone() if found else None
+            if version == (_VERSION,):
+                return db
+        except sqlite3.DatabaseError:
+            pass
+        return self._create(db)
+
+    def _create(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        db.close()
+        if self._path is not None:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+        db = rowtable.connect(self._path)
+        if self._path is not None:
+            db.execute("PRAGMA journal_mode=WAL")
+            self._path.chmod(0o600)
+        db.executescript(_SCHEMA)
+        db.execute("INSERT INTO meta VALUES ('version', ?)", (_VERSION,))
+        return db
+
+    def _reset(self) -> None:
+        for table in ("row", "outcome", "token", "live"):
+            self._db.execute(f"DELETE FROM {table}")
+        self._db.execute("DELETE FROM meta WHERE name <> 'version'")
+
+    def _meta(self, name: str) -> str:
+        found = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return "" if found is None else str(found[0])
+
+    def _set_meta(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def trusted_before_ns() -> int:
+    """Files changed after this moment are not known by their looks (git's racy rule)."""
+    return time.time_ns() - RACY_NS

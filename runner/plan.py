@@ -1,0 +1,623 @@
+"""What an apply would do, and why: rows against what the state knows. Decides, never acts.
+
+Rows stream through; what has to be kept is spooled into the workspace. The planner sees
+lookups, never a store or a backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+from runner import rowtable
+from runner.errors import InputUnreadable
+from runner.model import (
+    COSTS,
+    Action,
+    BadRow,
+    Basis,
+    Change,
+    Entry,
+    Outcome,
+    Plan,
+    Request,
+    Row,
+    Spec,
+    Stored,
+    Wanted,
+)
+from runner.render import COMPONENTS, digest
+from runner.rowtable import KnownRow
+from runner.shard import ShardWriter
+
+Signature = tuple[int, int, int, int]
+"""(byte size, mtime_ns, ctime_ns, inode) of an input file."""
+SAMPLE_COUNT = 3
+_BAD_ROWS_SHOWN = 20
+
+
+class History(Protocol):
+    """What the planner asks of the past."""
+
+    @property
+    def components(self) -> Mapping[str, Mapping[str, Any]]:
+        """Components id -> {spec, digests} of the sets that rows refer to."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Whether the outcomes in the rows are the newest, with nothing in flight."""
+        ...
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the last finished apply."""
+        ...
+
+    @property
+    def live_count(self) -> int:
+        """Requests in flight."""
+        ...
+
+    def rows(self, from_ordinal: int = 0) -> Iterator[KnownRow]:
+        """Rows of the last finished apply, by ordinal."""
+        ...
+
+    def row(self, key: str) -> KnownRow | None:
+        """One of them."""
+        ...
+
+    def key_of(self, requests: str) -> str | None:
+        """A key of the last finished apply that wanted exactly these requests."""
+        ...
+
+    def stored(self, request_id: str) -> Stored | None:
+        """The latest outcome of a request."""
+        ...
+
+    def live(self, request_id: str) -> str | None:
+        """The token of the live attempt that holds a request."""
+        ...
+
+
+class Rendering(Protocol):
+    """What the planner asks of the renderer."""
+
+    components: Mapping[str, str]
+
+    def request(self, row: Row) -> Request | BadRow:
+        """The request of a row, or why there is none."""
+        ...
+
+
+class RowsUnreadable(InputUnreadable):
+    """Rows that cannot become requests, where the spec says that this stops the plan."""
+
+    def __init__(self, rows: Sequence[BadRow], count: int) -> None:
+        super().__init__(
+            f"{count} input(s) cannot be turned into requests",
+            hint="mend or exclude them, or set `on_bad_row: skip` beside the source",
+        )
+        self.rows = tuple(rows)
+        self.count = count
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows a plan is narrowed to, and which of them run again whatever is stored."""
+
+    target: Callable[[str], bool] | None = None
+    replace: Callable[[str], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a row: the action, its reasons, and the requests to send for it."""
+
+    action: Action
+    reasons: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    live: tuple[str, ...] = ()
+    outcome: str = ""
+    """The row's class where it is settled."""
+
+
+def judge_row(
+    wanted: Sequence[Wanted],
+    stored: Mapping[str, Stored | None],
+    live: Mapping[str, str | None],
+    *,
+    known: bool,
+    same_requests: bool,
+    why: Callable[[], tuple[str, ...]],
+    max_attempts: int,
+    replaced: bool = False,
+) -> Verdict:
+    """The first class that fits, over all requests the row wants (the table of the design).
+
+    `why` gives the reasons of a rerun, asked only where they are needed.
+    """
+    ids = [w.request_id for w in wanted]
+    tokens = tuple(dict.fromkeys(t for i in ids if (t := live[i]) is not None))
+    if tokens:
+        return Verdict(Action.IN_FLIGHT, live=tokens)
+    if replaced:
+        return Verdict(Action.RERUN if known else Action.NEW, ("replace",) if known else (), tuple(ids))
+    found = {i: stored[i] for i in ids}
+    settled = {i: s for i, s in found.items() if s and (not s.retryable or s.jobs >= max_attempts)}
+    broken = [s for s in settled.values() if s.outcome is not Outcome.OK]
+    if broken:
+        first = min(broken, key=lambda s: list(Outcome).index(s.outcome))
+        return Verdict(Action.FAILED, (first.code or first.outcome,), outcome=first.outcome)
+    if len(settled) == len(found):
+        return Verdict(Action.UNCHANGED if same_requests else Action.REUSED, outcome=Outcome.OK)
+    pending = tuple(i for i in dict.fromkeys(ids) if i not in settled)
+    codes = tuple(dict.fromkeys(s.code or s.outcome for i in pending if (s := found[i]) is not None))
+    if codes:
+        return Verdict(Action.RETRY, codes, pending)
+    return Verdict(Action.RERUN, why(), pending) if known else Verdict(Action.NEW, (), pending)
+
+
+def rerun_reasons(before: Mapping[str, str], now: Mapping[str, str], *, same_input: bool) -> tuple[str, ...]:
+    """The components that differ, by name, in a fixed order; `input` last, and where nothing else is left."""
+    names = [name for name in COMPONENTS if before.get(name) != now.get(name)]
+    if not same_input or not names:
+        names.append("input")
+    return tuple(names)
+
+
+def make(
+    spec: Spec,
+    *,
+    basis: Basis,
+    spec_digest: str,
+    judge_digest: str,
+    entries: Iterable[Entry],
+    read: Callable[[Entry], Row | BadRow],
+    renderer: Rendering,
+    history: History,
+    workspace: Path,
+    destinations: Mapping[str, tuple[str, int] | None],
+    trusted_before_ns: int,
+    selection: Selection = Selection(),
+) -> tuple[Plan, list[tuple[str, Signature]]]:
+    """The plan, and how unchanged inputs that had to be read look now.
+
+    `workspace` is an empty folder for the spool; `destinations` says what lies at each
+    destination now (digest and size, None for nothing). A file that changed after
+    `trusted_before_ns` is read again next time, since it may change without looking different.
+
+    Raises:
+        InputUnreadable: two inputs share a key, or (RowsUnreadable) rows cannot be sent.
+    """
+    planner = _Planner(spec, renderer, history, workspace, read, selection, trusted_before_ns)
+    for entry in entries:
+        planner.add(entry)
+    planner.finish_rows()
+    return planner.plan(basis, spec_digest, judge_digest, destinations), planner.signatures
+
+
+class _Planner:
+    def __init__(
+        self,
+        spec: Spec,
+        renderer: Rendering,
+        history: History,
+        workspace: Path,
+        read: Callable[[Entry], Row | BadRow],
+        selection: Selection,
+        trusted_before_ns: int,
+    ) -> None:
+        self._spec = spec
+        self._renderer = renderer
+        self._history = history
+        self._read = read
+        self._selection = selection
+        self._trusted_before_ns = trusted_before_ns
+        self._moved = False
+        self._components = dict(renderer.components)
+        self._components_id = digest(self._components)
+        self._path = workspace / "plan.sqlite"
+        self._db: sqlite3.Connection | None = None
+        self._writer = ShardWriter(workspace, spec.shards)
+        self._cursor = history.rows()
+        self._head = next(self._cursor, None)
+        self._seen = bytearray(history.row_count)
+        self._settled = history.settled
+        self._ordinal = 0
+        self._counts: Counter[Action] = Counter()
+        self._failed: Counter[str] = Counter()
+        self._tokens: set[str] = set()
+        self._bad: list[BadRow] = []
+        self._bad_count = 0
+        self._targets = 0
+        self._hash = hashlib.sha256()
+        self.signatures: list[tuple[str, Signature]] = []
+
+    # ------------------------------------------------------------ one row
+
+    def add(self, entry: Entry) -> None:
+        prior = self._match(entry.key)
+        if self._selection.target is not None:
+            if not self._selection.target(entry.key):
+                self._keep(prior)
+                return
+            self._targets += 1
+        replaced = self._selection.replace is not None and self._selection.replace(entry.key)
+        if (
+            prior is not None
+            and prior.signature is not None
+            and prior.signature == entry.signature
+            and prior.components == self._components_id
+            and not prior.problem
+        ):
+            if self._settled and rowtable.final(prior.outcome) and not replaced:
+                self._same(prior)
+                return
+            self._wanted(entry, prior, prior.wanted, prior.input, None, replaced)
+            return
+        row = self._read(entry)
+        request = row if isinstance(row, BadRow) else self._renderer.request(row)
+        if isinstance(request, Request) and not self._writer.fits(request):
+            size = f"{len(request.line):,} bytes"
+            request = BadRow(entry.key, "too_large", f"its request has {size}, over shards.max_bytes")
+        if isinstance(request, BadRow):
+            self._bad_row(entry, prior, request)
+            return
+        assert isinstance(row, Row)
+        self._wanted(entry, prior, (Wanted(0, 0, request.request_id),), row.digest, request, replaced)
+
+    def _wanted(
+        self,
+        entry: Entry,
+        prior: KnownRow | None,
+        wanted: tuple[Wanted, ...],
+        input_digest: str,
+        request: Request | None,
+        replaced: bool,
+    ) -> None:
+        text = rowtable.dump_wanted(wanted)
+        history = self._history
+        same_requests = prior is not None and prior.requests == text
+
+        def why() -> tuple[str, ...]:
+            return self._why(prior, input_digest)
+
+        verdict = judge_row(
+            wanted,
+            {w.request_id: history.stored(w.request_id) for w in wanted},
+            {w.request_id: history.live(w.request_id) for w in wanted},
+            known=prior is not None,
+            same_requests=same_requests,
+            why=why,
+            max_attempts=self._spec.failures.max_attempts,
+            replaced=replaced,
+        )
+        if verdict.live:
+            self._tokens.update(verdict.live)
+            self._spool().executemany(
+                "INSERT OR IGNORE INTO wanted_live VALUES (?)", ((w.request_id,) for w in wanted)
+            )
+        if verdict.pending and request is None:
+            # Known by its signature, so never read; its bytes are needed after all.
+            row = self._read(entry)
+            fresh = row if isinstance(row, BadRow) else self._renderer.request(row)
+            if isinstance(fresh, BadRow) or fresh.request_id not in verdict.pending:
+                raise InputUnreadable(f"{entry.key} changed while the plan was made", hint="plan again")
+            request = fresh
+        same_as = ""
+        if verdict.pending and request is not None:
+            same_as = self._pend(entry.key, request)
+        elif verdict.action is Action.REUSED and prior is None:
+            same_as = history.key_of(text) or ""
+        now = KnownRow(
+            self._ordinal,
+            entry.key,
+            input_digest,
+            self._components_id,
+            text,
+            verdict.outcome,
+            "",
+            self._trusted(entry.signature),
+        )
+        self._record(prior, now, verdict, same_as)
+
+    def _trusted(self, signature: Signature | None) -> Signature | None:
+        if signature is None or max(signature[1], signature[2]) > self._trusted_before_ns:
+            return None
+        return signature
+
+    def _why(self, prior: KnownRow | None, input_digest: str) -> tuple[str, ...]:
+        assert prior is not None
+        before = self._history.components.get(prior.components, {}).get("digests", {})
+        return rerun_reasons(before, self._components, same_input=prior.input == input_digest)
+
+    def _pend(self, key: str, request: Request) -> str:
+        """Put a request into the shards once; the key that wanted it before, if another did."""
+        db = self._spool()
+        found = db.execute("SELECT key FROM pending WHERE request_id = ?", (request.request_id,)).fetchone()
+        if found is not None:
+            return str(found[0])
+        db.execute("INSERT INTO pending VALUES (?, ?)", (request.request_id, key))
+        self._writer.add(request)
+        return ""
+
+    def _bad_row(self, entry: Entry, prior: KnownRow | None, bad: BadRow) -> None:
+        self._bad_count += 1
+        if self._spec.inputs[entry.source].on_bad_row != "skip":
+            if len(self._bad) < _BAD_ROWS_SHOWN:
+                self._bad.append(bad)
+            return
+        now = KnownRow(
+            self._ordinal,
+            entry.key,
+            "",
+            self._components_id,
+            "[]",
+            Outcome.BAD_INPUT,
+            rowtable.dump_problem(bad),
+            None,
+        )
+        self._record(prior, now, Verdict(Action.FAILED, (bad.code,), outcome=Outcome.BAD_INPUT), "")
+
+    def _same(self, prior: KnownRow) -> None:
+        action = Action.UNCHANGED if prior.outcome == Outcome.OK else Action.FAILED
+        self._counts[action] += 1
+        self._moved |= prior.ordinal != self._ordinal
+        if action is Action.FAILED:
+            self._failed[prior.outcome] += 1
+        if self._db is not None or prior.ordinal != self._ordinal:
+            self._insert(replace(prior, ordinal=self._ordinal))
+        self._ordinal += 1
+
+    def _keep(self, prior: KnownRow | None) -> None:
+        """A row outside the target: as it was exported last, or not there yet."""
+        if prior is not None:
+            if prior.outcome and not rowtable.final(prior.outcome):
+                self._counts[Action.UNCHANGED] += 1
+                self._insert(replace(prior, ordinal=self._ordinal))
+                self._ordinal += 1
+                return
+            self._same(prior)
+
+    def _record(self, prior: KnownRow | None, now: KnownRow, verdict: Verdict, same_as: str) -> None:
+        self._counts[verdict.action] += 1
+        self._moved |= prior is not None and prior.ordinal != now.ordinal
+        if verdict.action is Action.FAILED:
+            self._failed[verdict.outcome] += 1
+        unmoved = prior is not None and prior.ordinal == now.ordinal and self._db is None
+        if unmoved and prior is not None and _alike(prior, now):
+            if now.signature is not None and prior.signature != now.signature:
+                self.signatures.append((now.key, now.signature))
+            self._ordinal += 1
+            return
+        self._insert(now)
+        self._ordinal += 1
+        if verdict.action is not Action.UNCHANGED:
+            self._change(now, verdict.action, verdict.reasons, "", same_as)
+
+    # ------------------------------------------------------------ the spool
+
+    def _spool(self) -> sqlite3.Connection:
+        """The spool, begun at the first row that differs and filled with those before it."""
+        if self._db is None:
+            self._db = rowtable.connect(self._path)
+            self._db.executescript(rowtable.ROW_SCHEMA + rowtable.CHANGE_SCHEMA)
+            self._db.execute("BEGIN")
+            if self._ordinal:
+                before = (r for r in self._history.rows() if r.ordinal < self._ordinal)
+                rowtable.insert(self._db, _until(before, self._ordinal))
+        return self._db
+
+    def _insert(self, row: KnownRow) -> None:
+        try:
+            rowtable.insert(self._spool(), (row,))
+        except sqlite3.IntegrityError:
+            raise InputUnreadable(
+                f"two inputs have the key {row.key!r}", hint="make the globs of the sources disjoint"
+            ) from None
+
+    def _change(
+        self, row: KnownRow, action: Action, reasons: tuple[str, ...], was: str, same_as: str
+    ) -> None:
+        self._spool().execute(
+            "INSERT INTO change VALUES (?,?,?,?,?,?,?,?,?)",
+            (
+                row.key, row.ordinal, action, orjson.dumps(reasons).decode(), row.requests, was, same_as,
+                row.input, row.components,
+            ),
+        )  # fmt: skip
+
+    def _match(self, key: str) -> KnownRow | None:
+        """The prior row of this key. Rows usually come in the order they had, so look there first."""
+        head = self._head
+        if head is None or head.key != key:
+            found = self._history.row(key)
+            if found is None:
+                return None
+            if head is not None and found.ordinal > head.ordinal:
+                self._cursor = self._history.rows(found.ordinal + 1)
+                self._head = next(self._cursor, None)
+        else:
+            found = head
+            self._head = next(self._cursor, None)
+        if self._seen[found.ordinal]:
+            raise InputUnreadable(
+                f"two inputs have the key {key!r}", hint="make the globs of the sources disjoint"
+            )
+        self._seen[found.ordinal] = 1
+        return found
+
+    # ------------------------------------------------------------ the end
+
+    def finish_rows(self) -> None:
+        if self._bad:
+            raise RowsUnreadable(self._bad, self._bad_count)
+        if self._selection.target is not None:
+            for gone in self._unseen():
+                if not self._selection.target(gone.key):
+                    self._keep(gone)
+        removed = [] if self._seen.count(0) == 0 else self._unseen()
+        for gone in removed:
+            if self._selection.target is None or self._selection.target(gone.key):
+                self._counts[Action.REMOVED] += 1
+                self._change(replace(gone, ordinal=self._ordinal), Action.REMOVED, (), "", "")
+        if self._counts[Action.REMOVED]:
+            self._find_renames()
+
+    def _unseen(self) -> Iterator[KnownRow]:
+        return (row for row in self._history.rows() if not self._seen[row.ordinal])
+
+    def _find_renames(self) -> None:
+        """Pair removed rows with rows that appeared with the same input, in key order."""
+        db = self._spool()
+        db.execute("CREATE INDEX change_input ON change(input, action)")
+        gone = (
+            "SELECT key, components FROM change WHERE input = ? AND action = 'removed' ORDER BY key LIMIT 1"
+        )
+        appeared = db.execute(
+            "SELECT key, action, input FROM change WHERE action IN ('new', 'reused')"
+            " AND input IN (SELECT input FROM change WHERE action = 'removed') ORDER BY ordinal"
+        ).fetchall()
+        for key, action, input_digest in appeared:
+            found = db.execute(gone, (input_digest,)).fetchone()
+            if found is None or self._history.row(key) is not None:
+                continue
+            was, components = found
+            db.execute("DELETE FROM change WHERE key = ?", (was,))
+            self._counts[Action.REMOVED] -= 1
+            reasons: tuple[str, ...] = ()
+            if action == Action.NEW:
+                before = self._history.components.get(components, {}).get("digests", {})
+                reasons = rerun_reasons(before, self._components, same_input=True)
+                self._counts[Action.NEW] -= 1
+                self._counts[Action.RERUN] += 1
+            db.execute(
+                "UPDATE change SET action = ?, reasons = ?, was = ? WHERE key = ?",
+                (
+                    Action.RERUN if action == Action.NEW else Action.REUSED,
+                    orjson.dumps(reasons).decode(),
+                    was,
+                    key,
+                ),
+            )
+
+    def plan(
+        self,
+        basis: Basis,
+        spec_digest: str,
+        judge_digest: str,
+        destinations: Mapping[str, tuple[str, int] | None],
+    ) -> Plan:
+        shards = self._writer.finish()
+        reasons: Counter[tuple[Action, tuple[str, ...]]] = Counter()
+        samples: dict[Action, list[Change]] = {}
+        wanted_live = 0
+        if self._db is not None:
+            self._db.execute("COMMIT")
+            wanted_live = self._db.execute("SELECT count(*) FROM wanted_live").fetchone()[0]
+            for change in rowtable.changes(self._db):
+                reasons[change.action, change.reasons] += 1
+                if len(samples.setdefault(change.action, [])) < SAMPLE_COUNT:
+                    samples[change.action].append(change)
+                self._hash.update(f"{change.action} {change.key} {change.request_ids}\n".encode())
+            self._db.close()
+        rows_differ = self._db is not None
+        plan = Plan(
+            basis=basis,
+            spec_digest=spec_digest,
+            judge_digest=judge_digest,
+            components_id=self._components_id,
+            components=self._components,
+            row_count=self._ordinal,
+            counts={action: self._counts[action] for action in Action if self._counts[action]},
+            reasons=dict(reasons),
+            samples={action: tuple(found) for action, found in samples.items()},
+            failed=dict(self._failed),
+            shards=shards,
+            rows_path=self._path if rows_differ else None,
+            reexport=_reexport(basis, judge_digest, destinations, self._moved),
+            live_tokens=frozenset(self._tokens),
+            superseded_count=self._history.live_count - wanted_live,
+            refusals=self._refusals(),
+            prior_row_count=self._history.row_count,
+            plan_id="",
+        )
+        return replace(plan, plan_id=_plan_id(plan, self._hash.hexdigest()))
+
+    def _refusals(self) -> tuple[str, ...]:
+        guards = self._spec.guards
+        out = []
+        if self._ordinal < guards.min_rows and self._selection.target is None:
+            out.append(
+                f"guards.min_rows is {guards.min_rows:,}, and the inputs give {self._ordinal:,} row(s)"
+            )
+        removed, before = self._counts[Action.REMOVED], self._history.row_count
+        if before and removed / before > guards.max_removed_ratio:
+            out.append(
+                f"{removed:,} of {before:,} rows would be removed, {removed / before:.0%};"
+                f" guards.max_removed_ratio is {guards.max_removed_ratio:g}"
+            )
+        return tuple(out)
+
+
+def _alike(prior: KnownRow, now: KnownRow) -> bool:
+    settled = (prior.outcome == now.outcome) or (not prior.outcome and not now.outcome)
+    return (prior.requests, prior.input, prior.components, prior.problem) == (
+        now.requests,
+        now.input,
+        now.components,
+        now.problem,
+    ) and settled
+
+
+def _until(rows: Iterable[KnownRow], ordinal: int) -> Iterator[KnownRow]:
+    for row in rows:
+        if row.ordinal >= ordinal:
+            return
+        yield row
+
+
+def _reexport(
+    basis: Basis, judge_digest: str, destinations: Mapping[str, tuple[str, int] | None], moved: bool
+) -> tuple[str, ...]:
+    export = basis.export
+    if export is None:
+        return ("never written",)
+    out = []
+    if export.rows != basis.rows or export.outcome_count != basis.outcome_count:
+        out.append("newer outcomes")
+    if export.judge != judge_digest:
+        out.append("output settings changed")
+    for path, found in destinations.items():
+        written = export.files.get(path)
+        if written is not None and written != found:
+            out.append(f"{path} is missing" if found is None else f"{path} was altered")
+    if moved and not out:
+        out.append("the order of the rows changed")
+    return tuple(out)
+
+
+def _plan_id(plan: Plan, changes: str) -> str:
+    content = [
+        plan.spec_digest,
+        plan.basis.lineage,
+        plan.basis.serial,
+        plan.basis.attempts,
+        [shard.shard_id for shard in plan.shards],
+        changes,
+        list(plan.reexport),
+    ]
+    return digest(content)
+
+
+def costs(action: Action) -> bool:
+    """Whether a row of this action makes a request."""
+    return action in COSTS

@@ -1,0 +1,190 @@
+"""The SQLite table of rows that a plan spools and the index keeps, and its JSON lines form.
+
+One row per input in input order. SQLite is only the place on disk that keeps memory flat; the
+rows snapshots of the state are the authority.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from runner.model import Action, BadRow, Change, Outcome, Wanted
+
+ROW_SCHEMA = """
+CREATE TABLE row (
+    ordinal INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    input TEXT NOT NULL,
+    components TEXT NOT NULL,
+    requests TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    problem TEXT NOT NULL,
+    size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER
+);
+"""
+CHANGE_SCHEMA = """
+CREATE TABLE change (
+    key TEXT PRIMARY KEY,
+    ordinal INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    reasons TEXT NOT NULL,
+    requests TEXT NOT NULL,
+    was TEXT NOT NULL,
+    same_as TEXT NOT NULL,
+    input TEXT NOT NULL,
+    components TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE wanted_live (request_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE pending (request_id TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID;
+"""
+_COLUMNS = "ordinal, key, input, components, requests, outcome, problem, size, mtime_ns, ctime_ns, inode"
+_INSERT = f"INSERT INTO row ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRow:
+    """A row as the state knows it from the last finished apply, or as a plan spooled it."""
+
+    ordinal: int
+    key: str
+    input: str
+    """Digest of the input's bytes."""
+    components: str
+    """Id of the component digests the row was rendered under."""
+    requests: str
+    """The wanted requests as JSON: [[part, sample, request_id], ...]."""
+    outcome: str
+    """The row's outcome when the snapshot was written, empty where it was not final."""
+    problem: str
+    """A bad row as JSON [code, message, path, line], empty for a good one."""
+    signature: tuple[int, int, int, int] | None
+
+    @property
+    def wanted(self) -> tuple[Wanted, ...]:
+        """The wanted requests."""
+        return tuple(Wanted(*item) for item in orjson.loads(self.requests))
+
+    @property
+    def bad(self) -> BadRow | None:
+        """Why the row is none, where it is none."""
+        return BadRow(self.key, *orjson.loads(self.problem)) if self.problem else None
+
+    def line(self) -> bytes:
+        """The row as a line of a rows snapshot; signatures stay on this machine."""
+        body: dict[str, Any] = {
+            "key": self.key,
+            "ordinal": self.ordinal,
+            "input": self.input,
+            "components": self.components,
+            "requests": orjson.Fragment(self.requests),
+            "outcome": self.outcome,
+        }
+        if self.problem:
+            body["problem"] = orjson.Fragment(self.problem)
+        return orjson.dumps(body) + b"\n"
+
+
+def from_line(line: bytes) -> KnownRow:
+    """The inverse of KnownRow.line."""
+    body = orjson.loads(line)
+    problem = body.get("problem")
+    return KnownRow(
+        body["ordinal"],
+        body["key"],
+        body["input"],
+        body["components"],
+        orjson.dumps(body["requests"]).decode(),
+        body["outcome"],
+        orjson.dumps(problem).decode() if problem else "",
+        None,
+    )
+
+
+def header(components: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The first line of a rows snapshot: components id -> {spec, digests}."""
+    return orjson.dumps({"version": 1, "components": components}) + b"\n"
+
+
+def dump_wanted(wanted: Iterable[Wanted]) -> str:
+    """Wanted requests as the text that the table holds."""
+    return orjson.dumps([[w.part, w.sample, w.request_id] for w in wanted]).decode()
+
+
+def dump_problem(bad: BadRow) -> str:
+    """A bad row as the text that the table holds."""
+    return orjson.dumps([bad.code, bad.message, bad.path, bad.line]).decode()
+
+
+def connect(path: Path | None) -> sqlite3.Connection:
+    """A connection for a file that may be lost: no journal on disk, no fsync. None is in memory."""
+    db = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=5.0)
+    db.execute("PRAGMA synchronous=OFF")
+    db.execute("PRAGMA cache_size=-16384")
+    return db
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+    """All of a block or nothing of it; `DEFERRED` gives one consistent view for reading."""
+    db.execute(f"BEGIN {kind}")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def insert(db: sqlite3.Connection, rows: Iterable[KnownRow]) -> None:
+    """Append rows. Raises sqlite3.IntegrityError for a key that is there already."""
+    db.executemany(
+        _INSERT,
+        (
+            (
+                r.ordinal, r.key, r.input, r.components, r.requests, r.outcome, r.problem,
+                *(r.signature or (None, None, None, None)),
+            )
+            for r in rows
+        ),
+    )  # fmt: skip
+
+
+def rows(db: sqlite3.Connection, from_ordinal: int = 0, order: str = "ordinal") -> Iterator[KnownRow]:
+    """Rows from an ordinal on, by `ordinal` or by `key`."""
+    cursor = db.execute(f"SELECT {_COLUMNS} FROM row WHERE ordinal >= ? ORDER BY {order}", (from_ordinal,))
+    cursor.arraysize = 512
+    while batch := cursor.fetchmany():
+        for found in batch:
+            yield _row(found)
+
+
+def row(db: sqlite3.Connection, key: str) -> KnownRow | None:
+    """The row with this key."""
+    found = db.execute(f"SELECT {_COLUMNS} FROM row WHERE key = ?", (key,)).fetchone()
+    return None if found is None else _row(found)
+
+
+def changes(db: sqlite3.Connection) -> Iterator[Change]:
+    """A plan's changes, by key."""
+    query = "SELECT action, key, requests, reasons, was, same_as FROM change ORDER BY ordinal, key"
+    for action, key, requests, reasons, was, same_as in db.execute(query):
+        ids = tuple(item[2] for item in orjson.loads(requests))
+        yield Change(Action(action), key, ids, tuple(orjson.loads(reasons)), was, same_as)
+
+
+def final(outcome: str) -> bool:
+    """Whether a row with this outcome needs no look at its requests to be called settled."""
+    return outcome not in ("", Outcome.TRANSIENT, Outcome.MISSING)
+
+
+def _row(found: tuple[Any, ...]) -> KnownRow:
+    ordinal, key, digest, components, requests, outcome, problem, *signature = found
+    known = None if signature[0] is None else (signature[0], signature[1], signature[2], signature[3])
+    return KnownRow(ordinal, key, digest, components, requests, outcome, problem, known)

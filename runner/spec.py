@@ -1,0 +1,556 @@
+"""A spec's YAML file -> Spec. Every problem is found in one run and names its file, line and column.
+
+Reads the spec, the spec it extends, variable files, prompt and schema files; writes nothing, runs
+nothing, asks nobody. Relative paths are relative to the spec's folder and stay inside it unless the
+spec says `allow_outside: true`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import ipaddress
+import os
+import posixpath
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from runner import layers, outputschema, shape, yamlfile
+from runner.errors import Diagnostic, SpecInvalid
+from runner.model import (
+    BackendSpec,
+    Destination,
+    Failures,
+    FilesSource,
+    Guards,
+    Json,
+    ShardLimits,
+    Spec,
+    Template,
+)
+from runner.tree import Origin, Tree
+from runner.units import byte_count, seconds
+from runner.variables import Values, fill, redact, resolve, sealed
+from runner.yamlfile import Place
+
+MAX_REQUESTS = 50_000
+"""Default for `shards.max_requests`."""
+MAX_SHARD_BYTES = 1_500_000_000
+"""Default for `shards.max_bytes`; the Developer API takes files of 2 GB."""
+
+
+def load(
+    path: Path,
+    *,
+    environ: Mapping[str, str],
+    env: str | None = None,
+    variables: Mapping[str, Json] = {},
+    variable_files: Sequence[Path] = (),
+    backend: str | None = None,
+    state: Path | None = None,
+) -> Spec:
+    """The spec in a file, checked and with its defaults filled in.
+
+    `env` chooses one of the spec's environments. `variables` (`--var`) win over `variable_files`,
+    those over `GBRUN_VAR_x` in `environ`, those over the environment's values and the defaults.
+    `backend` and `state` replace what the spec says. `environ` also decides the backend where
+    neither names one.
+
+    Raises:
+        SpecInvalid: the spec or a file it names has problems; all of them are in it, in the order
+            of the file.
+    """
+    tree = layers.stack(path)
+    known = _variables(tree, environ, env, variables, variable_files)
+    shape.check(tree)
+    spec = _Builder(path, tree, environ, env, backend, state, known).spec()
+    if tree.found or spec is None:
+        found = [redact(problem, known) for problem in tree.found]
+        raise SpecInvalid(_ordered(found, path.as_posix()))
+    return spec
+
+
+def _variables(
+    tree: Tree,
+    environ: Mapping[str, str],
+    env: str | None,
+    given: Mapping[str, Json],
+    files: Sequence[Path],
+) -> Values:
+    """Choose the environment, give every variable its value and fill the spec with them."""
+    chosen = layers.choose(tree, env) if env is not None else {}
+    documents = [yamlfile.read(path, path.as_posix()) for path in files]
+    known = resolve(tree, env=env, chosen=chosen, environ=environ, files=documents, given=given)
+    fill(tree, known, env)
+    return known
+
+
+def _ordered(found: Sequence[Diagnostic], main: str) -> list[Diagnostic]:
+    """Diagnostics without repetitions: the spec's own file first, each file from top to bottom."""
+    seen = {(d.path, d.line, d.column, d.code, d.message): d for d in reversed(found)}
+    return sorted(seen.values(), key=lambda d: (d.path != main, d.path, d.line, d.column, d.code, d.message))
+
+
+class _Builder:
+    """Makes the Spec's parts from values of the right shape, and checks what shape cannot tell."""
+
+    def __init__(
+        self,
+        path: Path,
+        tree: Tree,
+        environ: Mapping[str, str],
+        env: str | None,
+        backend: str | None,
+        state: Path | None,
+        variables: Values,
+    ) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.shown_folder = path.parent
+        self.folder = str(self.path.parent)
+        self.tree = tree
+        self.environ = environ
+        self.env = env
+        self.backend_override = backend
+        self.state_override = state
+        self.variables = variables
+        self.allow_outside = tree.get("allow_outside") is True
+
+    def spec(self) -> Spec | None:
+        """The Spec, or None where a part of it could not be made."""
+        get, sound = self.tree.get, self.tree.sound
+        name = get("name") if sound("name") else None
+        backend = self._backend()
+        state = self._state(name, backend)
+        inputs = self._inputs()
+        destinations = self._destinations(inputs)
+        prompt = self._template("prompt")
+        system_instruction = self._template("system_instruction")
+        output_schema = self._output_schema()
+        shards = self._shards()
+        if name is None or backend is None or state is None or prompt is None or self.tree.found:
+            return None
+        guards, failures = get("guards") or {}, get("failures") or {}
+        return Spec(
+            path=self.path,
+            name=name,
+            env=self.env,
+            description=get("description") or "",
+            labels=get("labels") or {},
+            backend=backend,
+            state=state,
+            inputs=inputs,
+            allow_outside=self.allow_outside,
+            task=get("task") or "generate_content",
+            model=get("model").removeprefix("models/"),
+            prompt=prompt,
+            system_instruction=system_instruction,
+            generation_config=_generation_config(get("generation_config") or {}),
+            safety_settings=tuple(get("safety_settings") or ()),
+            tools=tuple(get("tools") or ()),
+            tool_config=get("tool_config"),
+            cached_content=get("cached_content"),
+            extra_body=get("extra_body") or {},
+            variables=self.variables.values,
+            sensitive=self.variables.sensitive,
+            output_schema=output_schema,
+            destinations=destinations,
+            shards=shards,
+            max_jobs=get("concurrency", "max_jobs") or 10,
+            guards=Guards(**guards),
+            failures=Failures(**failures),
+            cleanup=get("cleanup") or "inputs",
+            lines=self._lines(),
+            origin=Origin(self.tree.marks, frozenset(self.tree.used)),
+        )
+
+    def _lines(self) -> dict[str, int]:
+        """Lines of the keys that stand in the spec's own file, not in one it extends."""
+        marks, main = self.tree.marks, self.tree.marks[()].source
+        return {key: marks[(key,)].key_line for key in self.tree.value if marks[(key,)].source is main}
+
+    # ------------------------------------------------------------ backend and state
+
+    def _backend(self) -> BackendSpec | None:
+        value = self.tree.get("backend")
+        if value is not None and not self.tree.sound("backend"):
+            return None
+        settings = dict(value) if isinstance(value, Mapping) else {"type": value} if value else {}
+        override = self.backend_override
+        if override is not None:
+            if override not in ("local", "gemini"):
+                self._backend_unknown(override)
+                return None
+            if settings.get("type") != override:
+                settings = {"type": override}
+        elif not settings:
+            settings = self._backend_from_environment()
+        if not settings:
+            return None
+        is_local = settings["type"] == "local"
+        if is_local and "base_url" in settings:
+            message = '"base_url" does not go with the backend local, which starts its own emulator'
+            self.tree.problem(
+                ("backend", "base_url"), "GB502", message, "use `type: gemini` with it", key=True
+            )
+        if not is_local and "faults" in settings:
+            message = '"faults" goes only with the backend local'
+            self.tree.problem(("backend", "faults"), "GB502", message, "remove it", key=True)
+        faults = self._existing_file(("backend", "faults")) if is_local and "faults" in settings else None
+        base_url = None if is_local else settings.get("base_url") or self._base_url_of_environment()
+        for key in ("poll_interval_s", "request_timeout_s", "settle_s", "stall_after_s"):
+            if key in settings:
+                settings[key] = self._seconds(("backend", key), settings[key])
+        settings.update(base_url=base_url, faults=faults, paid=not is_local and not _is_loopback(base_url))
+        return BackendSpec(**settings)
+
+    def _backend_unknown(self, override: str) -> None:
+        message, hint = f'backend must be local or gemini; it is "{override}"', ""
+        code = "GB104"
+        if override == "vertex":
+            code = "GB107"
+            message, hint = shape.not_built('backend: "vertex"')
+        self.tree.add((), Diagnostic(code=code, message=message, path="--backend", hint=hint))
+
+    def _backend_from_environment(self) -> dict[str, Any]:
+        environ = self.environ
+        for name in ("GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_GENAI_USE_ENTERPRISE"):
+            if environ.get(name, "").lower() in ("true", "1"):
+                message, hint = shape.not_built(f'the backend "vertex", which {name} chooses,')
+                self.tree.problem((), "GB107", message, "write `backend: local` or `backend: gemini`")
+                return {}
+        if environ.get("GOOGLE_API_KEY") or environ.get("GEMINI_API_KEY"):
+            return {"type": "gemini"}
+        message = "no backend is chosen: the spec has none, and the environment has no API key"
+        hint = "write `backend: local` (free, on this machine), or set GEMINI_API_KEY for `backend: gemini`"
+        self.tree.problem((), "GB501", message, f"{hint}; `vertex` is not built yet")
+        return {}
+
+    def _base_url_of_environment(self) -> str | None:
+        return self.environ.get("GOOGLE_GEMINI_BASE_URL") or None
+
+    def _state(self, name: str | None, backend: BackendSpec | None) -> Path | None:
+        if self.state_override is not None:
+            return Path(os.path.abspath(self.state_override))
+        written = self.tree.get("state")
+        if written is not None:
+            return self._path(("state",), written) if self.tree.sound("state") else None
+        if name is None or backend is None:
+            return None
+        suffix = "" if backend.paid else "-local"
+        return Path(self.folder) / ".gbrun" / name / ((self.env or "default") + suffix)
+
+    def _seconds(self, place: Place, value: float | str) -> float:
+        duration = seconds(value)
+        self._within(place, duration, "s")
+        return duration
+
+    def _within(self, place: Place, value: float, unit: str) -> None:
+        """Hold a value that was written as text to the limits of the schema."""
+        least, most = shape.limits(place)
+        if not least <= value <= most:
+            message = f'"{place[-1]}" must be from {least:,} to {most:,} {unit}; it is {value:,g} {unit}'
+            self.tree.problem(place, "GB105", message)
+
+    # ------------------------------------------------------------ inputs and destinations
+
+    def _inputs(self) -> tuple[FilesSource, ...]:
+        value = self.tree.get("inputs")
+        places: list[Place] = (
+            [("inputs", i) for i in range(len(value))] if isinstance(value, list) else [("inputs",)]
+        )
+        return tuple(self._source(place) for place in places if self.tree.sound(*place))
+
+    def _source(self, place: Place) -> FilesSource:
+        value = self.tree.get(*place)
+        if isinstance(value, str):
+            self._glob(place, value)
+            return FilesSource(glob=_clean_glob(value))
+        files = value["files"]
+        exclude, encoding = files.get("exclude", ()), files.get("encoding", "utf-8")
+        self._glob((*place, "files", "glob"), files["glob"])
+        self._encoding((*place, "files", "encoding"), encoding)
+        return FilesSource(
+            glob=_clean_glob(files["glob"]),
+            exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
+            encoding=encoding,
+            on_bad_row=value.get("on_bad_row", "fail"),
+        )
+
+    def _glob(self, place: Place, glob: str) -> None:
+        if "://" in glob:
+            self.tree.problem(place, "GB107", *shape.not_built(f'an input at "{glob}"'))
+        elif glob.endswith("/"):
+            message = f'"{glob}" names a folder, not files'
+            self.tree.problem(place, "GB205", message, f'write "{glob}**/*" for all files below it')
+        else:
+            parts = glob.split("/")
+            wild = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
+            if ".." in parts[wild:]:
+                message = f'"{glob}" has ".." after a wildcard'
+                self.tree.problem(place, "GB205", message, "name the folder itself")
+            else:
+                self._path(place, "/".join(parts[:wild]) or ("/" if glob.startswith("/") else "."))
+
+    def _encoding(self, place: Place, encoding: str) -> None:
+        try:
+            # Some codecs turn bytes into bytes (`zip`); only those that make text can read a row.
+            is_text = codecs.lookup(encoding)._is_text_encoding
+        except (LookupError, ValueError):
+            is_text = False
+        if not is_text:
+            message = f'"{encoding}" is not a text encoding that Python knows'
+            self.tree.problem(place, "GB204", message, "for example utf-8, utf-16, cp1252, latin-1")
+
+    def _destinations(self, inputs: tuple[FilesSource, ...]) -> tuple[Destination, ...]:
+        if not self.tree.sound("destination"):
+            return ()
+        value = self.tree.get("destination")
+        place: Place = ("destination",)
+        if isinstance(value, list):
+            value, place = value[0], (*place, 0)
+        include: tuple[str, ...] = ()
+        if isinstance(value, Mapping):
+            include, value, place = tuple(value.get("include", ())), value["path"], (*place, "path")
+        suffix = posixpath.splitext(value)[1]
+        if "://" in value or suffix in (".csv", ".parquet", ".sqlite"):
+            self.tree.problem(place, "GB107", *shape.not_built(f'a destination like "{value}"'))
+        elif suffix != ".jsonl":
+            message = f'a destination must be a path that ends in .jsonl; it is "{value}"'
+            self.tree.problem(place, "GB206", message)
+        else:
+            self._path(place, value)
+            self._not_an_input(place, value, inputs)
+        return (Destination(path=value, include=include),)
+
+    def _not_an_input(self, place: Place, value: str, inputs: tuple[FilesSource, ...]) -> None:
+        from runner.inputs.files import glob_matches
+
+        key = unicodedata.normalize("NFC", posixpath.normpath(value))
+        for name in (key, f"{key.removesuffix('.jsonl')}.errors.jsonl"):
+            for source in inputs:
+                excluded = any(glob_matches(pattern, name) for pattern in source.exclude)
+                if glob_matches(source.glob, name) and not excluded:
+                    message = f'"{name}" would be written among the inputs: "{source.glob}" matches it'
+                    self.tree.problem(place, "GB203", message, "write to another folder, or exclude it")
+                    return
+
+    def _shards(self) -> ShardLimits:
+        most = MAX_SHARD_BYTES
+        if self.tree.sound("shards", "max_bytes"):
+            most = byte_count(self.tree.get("shards", "max_bytes"))
+            self._within(("shards", "max_bytes"), most, "bytes")
+        return ShardLimits(
+            max_requests=self.tree.get("shards", "max_requests") or MAX_REQUESTS, max_bytes=most
+        )
+
+    # ------------------------------------------------------------ files that the spec names
+
+    def _path(self, place: Place, written: str) -> Path | None:
+        """The absolute path; None after reporting that it cannot be one or leads out."""
+        if "\0" in written:
+            self.tree.problem(place, "GB202", "a path cannot hold a NUL character")
+            return None
+        if "://" in written:
+            self.tree.problem(place, "GB107", *shape.not_built(f'a path like "{written}"'))
+            return None
+        joined = os.path.join(self.folder, written)
+        if not self.allow_outside:
+            real, root = os.path.realpath(joined), os.path.realpath(self.folder)
+            if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
+                inside = os.path.normpath(joined).startswith(self.folder.rstrip(os.sep) + os.sep)
+                how = "through a link" if inside else "of the spec"
+                message = f'"{written}" leads out of the folder {how}'
+                self.tree.problem(place, "GB202", message, "move it inside, or set `allow_outside: true`")
+                return None
+        return Path(os.path.normpath(joined))
+
+    def _existing_file(self, place: Place) -> str | None:
+        written = self.tree.get(*place)
+        path = self._path(place, written)
+        if path is not None and not path.is_file():
+            self.tree.problem(place, "GB201", f'file "{written}" does not exist')
+        return None if path is None else str(path)
+
+    def _shown(self, written: str) -> str:
+        return Path(os.path.normpath(self.shown_folder / written)).as_posix()
+
+    def _relative(self, path: str) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+    def _template(self, key: str) -> Template | None:
+        if not self.tree.sound(key):
+            return None
+        value = self.tree.get(key)
+        mark = self.tree.marks[(key,)]
+        if isinstance(value, str):
+            line, column = _text_start(mark, value)
+            template = Template(
+                text=value,
+                path=self._relative(os.path.abspath(mark.source.path)),
+                line=line,
+                column=column,
+            )
+            self._parse((key,), template, mark.source)
+            return template
+        place: Place = (key, "file")
+        read = self._read(place, value["file"])
+        if read is None:
+            return None
+        text, source = read
+        path = self._relative(os.path.join(self.folder, value["file"]))
+        template = Template(text=text, path=path, line=1)
+        self._parse(place, template, source)
+        return template
+
+    def _read(self, place: Place, written: str) -> tuple[str, yamlfile.Source] | None:
+        """The text of a file and its lines; None after reporting that there is none."""
+        path = self._path(place, written)
+        if path is None:
+            return None
+        try:
+            data = yamlfile.read_bytes(path)
+        except yamlfile.FileProblem as problem:
+            code = "GB201" if problem.code == "GB001" else problem.code
+            self.tree.problem(place, code, f'"{written}" {problem.message}')
+            return None
+        text, source, problems = yamlfile.decode(data, self._shown(written))
+        for found in problems:
+            self.tree.add(place, found)
+        length = len(source.lines[0]) if source.lines else 0
+        self.tree.marks[(place[0], "text")] = yamlfile.Mark(source=source, line=1, column=1, length=length)
+        return None if problems else (text, source)
+
+    def _parse(self, place: Place, template: Template, source: yamlfile.Source) -> None:
+        from runner.sandbox import CompiledTemplate, TemplateFailed
+
+        try:
+            CompiledTemplate(template.text)
+        except TemplateFailed as failed:
+            line = template.line + max(failed.line, 1) - 1
+            snippet = source.lines[line - 1] if line <= len(source.lines) else ""
+            text = snippet.strip()
+            self.tree.add(
+                place,
+                Diagnostic(
+                    code="GB301",
+                    message=f"template: {failed.message}",
+                    path=source.path,
+                    line=line,
+                    column=len(snippet) - len(snippet.lstrip()) + 1,
+                    length=max(1, len(text)),
+                    where=str(place[0]),
+                    snippet=snippet,
+                ),
+            )
+
+    def _output_schema(self) -> Mapping[str, Json] | None:
+        if not self.tree.sound("output_schema"):
+            return None
+        value = self.tree.get("output_schema")
+        if isinstance(value, dict):
+            outputschema.check(
+                value, lambda at, *problem: self.tree.problem(("output_schema", *at), *problem)
+            )
+            return value
+        path = self._path(("output_schema",), value)
+        if path is None:
+            return None
+        try:
+            yamlfile.read_bytes(path)
+        except yamlfile.FileProblem as problem:
+            code = "GB201" if problem.code == "GB001" else problem.code
+            self.tree.problem(("output_schema",), code, f'"{value}" {problem.message}')
+            return None
+        document = yamlfile.read(path, self._shown(value))
+        for found in document.problems:
+            self.tree.add(("output_schema",), found)
+        if document.value is None:
+            return None
+
+        def report(at: Place, code: str, message: str, hint: str) -> None:
+            found = yamlfile.locate(document.marks, at, code=code, message=message, hint=hint)
+            self.tree.add(("output_schema",), found)
+
+        outputschema.check(document.value, report)
+        self.tree.marks.update({("output_schema", *at): mark for at, mark in document.marks.items() if at})
+        schema: Mapping[str, Json] = document.value
+        return schema
+
+
+def _is_loopback(base_url: str | None) -> bool:
+    if base_url is None:
+        return False
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+
+
+def _clean_glob(glob: str) -> str:
+    return glob.removeprefix("./")
+
+
+def _generation_config(config: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The config with `thinking_level` in the service's capitals, so that `low` and `LOW` are one."""
+    thinking = config.get("thinking_config")
+    if isinstance(thinking, Mapping) and isinstance(thinking.get("thinking_level"), str):
+        level = thinking["thinking_level"].upper()
+        return {**config, "thinking_config": {**thinking, "thinking_level": level}}
+    return config
+
+
+def _text_start(mark: yamlfile.Mark, text: str) -> tuple[int, int]:
+    """Line and column at which the first line of a text value stands."""
+    if mark.style not in ("|", ">"):
+        return mark.line, mark.column + (1 if mark.style else 0)
+    lines = mark.source.lines
+    for number, line in enumerate(text.split("\n")):
+        at = mark.line + number
+        if line.strip() and at < len(lines):
+            written = len(lines[at]) - len(lines[at].lstrip(" "))
+            return mark.line + 1, written - (len(line) - len(line.lstrip(" "))) + 1
+    return mark.line + 1, 1
+
+
+def resolved(spec: Spec) -> dict[str, Json]:
+    """The spec as JSON: defaults filled in, texts and schema inline, nothing of this machine.
+
+    Equal for two checkouts of the same files. Holds no absolute path and no sensitive value: a digest
+    stands in its place, salted with the spec's and the variable's name.
+    """
+    folder = str(spec.folder)
+    values = asdict(replace(spec, origin=None))
+    # Where the spec and its state lie is this machine's affair.
+    for key in ("path", "lines", "state", "sensitive", "origin"):
+        del values[key]
+    if spec.backend.faults is not None:
+        values["backend"]["faults"] = _portable(spec.backend.faults, folder)
+    if not spec.backend.paid:
+        # The port of a loopback service changes from run to run.
+        values["backend"]["base_url"] = None
+    # Not the place of a template: a comment above the prompt must not make another spec.
+    values["prompt"] = spec.prompt.text
+    if spec.system_instruction is not None:
+        values["system_instruction"] = spec.system_instruction.text
+    for destination in values["destinations"]:
+        destination["path"] = _portable(os.path.join(folder, destination["path"]), folder)
+    secrets = {name: str(spec.variables[name]) for name in sorted(spec.sensitive & spec.variables.keys())}
+    plain: dict[str, Json] = sealed(values, secrets, spec.name)
+    return plain
+
+
+def _portable(path: str, folder: str) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def digest(spec: Spec) -> str:
+    """32 hex digits that stand for the resolved spec."""
+    data = orjson.dumps(resolved(spec), option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(data).hexdigest()[:32]

@@ -1,0 +1,98 @@
+"""The story of one row: what it asks, what was sent, what came back, how it was judged. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from runner.model import Answer, Attempt, BadRow, Stored
+from runner.results import Stray
+
+_MAX_TEXT_LINES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """One request of the row."""
+
+    request_id: str
+    stored: Stored | None
+    attempt: Attempt | None
+    sent: bytes
+    """The request's line as it was submitted, empty where that is not known."""
+    response: bytes
+    """The response line, empty where none came back."""
+    answer: Answer | Stray | None
+
+
+def tell(key: str, outcome: str, bad: BadRow | None, chapters: Sequence[Chapter]) -> list[str]:
+    """The story as lines for a terminal."""
+    lines = [f"{key}  {outcome or 'no outcome yet'}"]
+    if bad is not None:
+        place = f"{bad.path}:{bad.line}: " if bad.path else ""
+        lines.append(f"  never sent: {place}{bad.message}  [{bad.code}]")
+    for chapter in chapters:
+        lines += ["", f"request {chapter.request_id}"]
+        lines += _sent(chapter)
+        lines += _came_back(chapter)
+    return lines
+
+
+def _sent(chapter: Chapter) -> list[str]:
+    lines = []
+    attempt, stored = chapter.attempt, chapter.stored
+    if attempt is not None:
+        job = f"  {attempt.job_name}" if attempt.job_name else ""
+        state = f"  {attempt.job_state.replace('_', ' ')}" if attempt.job_state else ""
+        lines.append(f"  attempt {attempt.token}{job}{state}")
+    if stored is not None and stored.jobs > 1:
+        lines.append(f"  finished jobs that contained it: {stored.jobs}")
+    if chapter.sent:
+        body = orjson.loads(chapter.sent)["request"]
+        for name, content in (
+            ("system instruction", [body["systemInstruction"]] if "systemInstruction" in body else []),
+            ("prompt", body.get("contents", [])),
+        ):
+            texts = [part.get("text", "") for item in content for part in item.get("parts", [])]
+            if texts:
+                lines += [f"  {name}:", *_quoted("\n".join(texts))]
+        config = body.get("generationConfig")
+        if config:
+            lines.append(f"  generationConfig: {json.dumps(config, ensure_ascii=False)}")
+    return lines
+
+
+def _came_back(chapter: Chapter) -> list[str]:
+    stored, answer = chapter.stored, chapter.answer
+    if stored is None:
+        return ["  no outcome yet"]
+    code = f" {stored.code}" if stored.code else ""
+    lines = [f"  outcome: {stored.outcome}{code}"]
+    if stored.message:
+        lines.append(f"  because: {stored.message}")
+    if stored.finish_reason:
+        lines.append(f"  finish reason: {stored.finish_reason}")
+    if stored.model_version:
+        lines.append(f"  model version: {stored.model_version}")
+    if stored.usage:
+        lines.append("  tokens: " + ", ".join(f"{count:,} {name}" for name, count in stored.usage.items()))
+    if isinstance(answer, Answer):
+        text = answer.text or (answer.raw if isinstance(answer.raw, str) else "")
+        if answer.repaired:
+            lines.append(f"  JSON found in: {answer.repaired}")
+        if text:
+            lines += ["  answer:", *_quoted(text)]
+    elif not chapter.response:
+        lines.append("  no line came back")
+    return lines
+
+
+def _quoted(text: str) -> list[str]:
+    lines = text.rstrip("\n").split("\n")
+    shown = [f"    {line}" for line in lines[:_MAX_TEXT_LINES]]
+    if len(lines) > _MAX_TEXT_LINES:
+        shown.append(f"    ... {len(lines) - _MAX_TEXT_LINES:,} more lines")
+    return shown

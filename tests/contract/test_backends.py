@@ -1,0 +1,299 @@
+"""One suite over every backend: in memory, the SDK against the emulator, and `backend: local`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.backends import Backend
+from runner.backends import local as local_backend
+from runner.backends.gemini import GeminiBackend
+from runner.backends.memory import Ending, MemoryBackend
+from runner.backends.retry import RetryingBackend
+from runner.clock import SystemClock
+from runner.errors import BackendError, SubmissionRefused, SubmissionUnknown
+from runner.model import Job, JobState
+
+MODEL = "gemini-3.5-flash-lite"
+TOKEN = "gb1-0123abcd-0123456789abcdef-a1"
+SCHEMA = {"type": "OBJECT", "properties": {"n": {"type": "INTEGER"}}, "required": ["n"]}
+
+
+class HandClock:
+    """Moves only when someone sleeps."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_700_000_000.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+CLOCKS: dict[str, Any] = {"memory": HandClock(), "gemini": SystemClock(), "local": SystemClock()}
+
+
+@pytest.fixture(params=list(CLOCKS))
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    made: Backend
+    if request.param == "memory":
+        yield MemoryBackend(CLOCKS["memory"])
+        return
+    process = pytest.importorskip("runner.emulator.process")
+    if request.param == "local":
+        made = local_backend.start(tmp_path / "emulator", None, 10.0)
+        yield made
+        made.close()
+        return
+    with process.start(tmp_path / "emulator", None) as emulator:
+        made = GeminiBackend(
+            api_key="any key", base_url=emulator.url, api_version="v1beta", request_timeout_s=10.0
+        )
+        made.poll_interval_s = 0.1
+        yield made
+        made.close()
+
+
+def write_shard(folder: Path, *keys: str, name: str = "shard.jsonl") -> tuple[Path, str]:
+    lines = [
+        {
+            "key": key,
+            "request": {
+                "contents": [{"role": "user", "parts": [{"text": f"count {key}"}]}],
+                "generationConfig": {"responseMimeType": "application/json", "responseSchema": SCHEMA},
+            },
+        }
+        for key in keys
+    ]
+    data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    path = folder / name
+    path.write_bytes(data)
+    return path, hashlib.sha256(data).hexdigest()
+
+
+def submit(backend: Backend, folder: Path, *keys: str, token: str = TOKEN) -> Job:
+    path, digest = write_shard(folder, *keys)
+    upload = backend.upload(path, name=token, sha256=digest)
+    return backend.create(model=MODEL, upload_name=upload.name, display_name=token)
+
+
+def finished(backend: Backend, job_name: str) -> Job:
+    clock = CLOCKS["memory"] if isinstance(backend, MemoryBackend) else CLOCKS["local"]
+    deadline = clock.now() + 60
+    while not (job := backend.get(job_name)).state.terminal:
+        assert clock.now() < deadline, f"{job_name} is still {job.state}"
+        clock.sleep(backend.poll_interval_s)
+    return job
+
+
+def test_a_backend_says_who_and_how_much(backend: Backend) -> None:
+    assert backend.limits.max_requests > 0
+    assert backend.limits.max_bytes > 0
+    assert backend.poll_interval_s > 0
+    assert backend.principal
+
+
+def test_a_job_runs_from_upload_to_output(backend: Backend, tmp_path: Path) -> None:
+    job = submit(backend, tmp_path, "r1", "r2", "r3")
+    assert job.job_name.startswith("batches/")
+    assert (job.display_name, job.model, job.state.terminal) == (TOKEN, MODEL, False)
+
+    done = finished(backend, job.job_name)
+
+    assert (done.job_name, done.display_name, done.model) == (job.job_name, TOKEN, MODEL)
+    assert (done.state, done.error_code, done.error_message) == (JobState.SUCCEEDED, 0, "")
+    assert done.counts["request"] == 3
+    assert done.output_name
+    assert done.create_time < done.end_time
+    lines = [json.loads(line) for line in b"".join(backend.output(done)).splitlines()]
+    assert {line["key"] for line in lines} == {"r1", "r2", "r3"}
+    for line in lines:
+        (part,) = line["response"]["candidates"][0]["content"]["parts"]
+        assert isinstance(json.loads(part["text"])["n"], int)
+
+
+def test_the_same_output_comes_back_each_time(backend: Backend, tmp_path: Path) -> None:
+    done = finished(backend, submit(backend, tmp_path, "r1", "r2").job_name)
+
+    assert list(backend.output(done)) == list(backend.output(done)) != []
+
+
+def test_an_upload_may_be_repeated_and_looked_up(backend: Backend, tmp_path: Path) -> None:
+    path, digest = write_shard(tmp_path, "r1")
+    first = backend.upload(path, name=TOKEN, sha256=digest)
+    again = backend.upload(path, name=TOKEN, sha256=digest)
+
+    assert first == again
+    assert first.sha256 in (digest, "")
+    assert backend.upload_exists(first.name)
+    backend.delete_upload(first.name)
+    backend.delete_upload(first.name)
+    assert not backend.upload_exists(first.name)
+
+
+def test_other_bytes_under_a_taken_name_get_another_name(backend: Backend, tmp_path: Path) -> None:
+    path, digest = write_shard(tmp_path, "r1")
+    other_path, other_digest = write_shard(tmp_path, "r2", name="other.jsonl")
+
+    first = backend.upload(path, name=TOKEN, sha256=digest)
+    other = backend.upload(other_path, name=TOKEN, sha256=other_digest)
+
+    assert first.name != other.name
+    job = backend.create(model=MODEL, upload_name=other.name, display_name=TOKEN)
+    assert b'"r2"' in b"".join(backend.output(finished(backend, job.job_name)))
+
+
+def test_every_create_makes_a_job_and_listings_show_them_all(backend: Backend, tmp_path: Path) -> None:
+    made = [submit(backend, tmp_path, "r1").job_name for _ in range(3)]
+    made += [submit(backend, tmp_path, "r1", token="gb1-0123abcd-0123456789abcdef-a2").job_name]
+
+    listed = {job.job_name: job.display_name for job in backend.jobs()}
+
+    assert len(set(made)) == 4
+    assert set(listed) == set(made)
+    assert [listed[name] for name in made].count(TOKEN) == 3
+
+
+def test_a_job_of_a_missing_upload_is_refused(backend: Backend) -> None:
+    with pytest.raises(SubmissionRefused) as error:
+        backend.create(model=MODEL, upload_name="files/none", display_name=TOKEN)
+    assert error.value.http_status in (403, 404)
+    assert list(backend.jobs()) == []
+
+
+def test_one_malformed_line_refuses_the_job(backend: Backend, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"key":"r1","request":\n')
+    upload = backend.upload(path, name=TOKEN, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+    with pytest.raises(SubmissionRefused, match="line 1") as error:
+        backend.create(model=MODEL, upload_name=upload.name, display_name=TOKEN)
+    assert error.value.http_status == 400
+    assert list(backend.jobs()) == []
+
+
+def test_a_job_that_does_not_exist_is_404(backend: Backend) -> None:
+    with pytest.raises(BackendError) as error:
+        backend.get("batches/none")
+    assert error.value.http_status == 404
+    assert not error.value.transient
+
+
+def test_a_cancelled_job_ends(backend: Backend, tmp_path: Path) -> None:
+    job = submit(backend, tmp_path, "r1")
+    backend.cancel(job.job_name)
+
+    assert finished(backend, job.job_name).state in (JobState.CANCELLED, JobState.SUCCEEDED)
+    backend.cancel(job.job_name)
+
+
+def test_a_deleted_job_takes_its_output_along(backend: Backend, tmp_path: Path) -> None:
+    done = finished(backend, submit(backend, tmp_path, "r1").job_name)
+    backend.delete(done.job_name)
+    backend.delete(done.job_name)
+
+    with pytest.raises(BackendError):
+        backend.get(done.job_name)
+    with pytest.raises(BackendError):
+        list(backend.output(done))
+    assert list(backend.jobs()) == []
+
+
+def test_a_job_without_output_gives_no_bytes(backend: Backend) -> None:
+    assert list(backend.output(Job(job_name="batches/none", display_name="", state=JobState.FAILED))) == []
+
+
+def test_local_jobs_outlive_the_process_and_are_called_what_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("runner.emulator.process")
+    backend = local_backend.start(tmp_path / "emulator", None, 10.0)
+    job = submit(backend, tmp_path, "r1")
+    backend.close()
+
+    backend = local_backend.start(tmp_path / "emulator", None, 10.0)
+    try:
+        assert [seen.job_name for seen in backend.jobs()] == [job.job_name]
+        assert b'"r1"' in b"".join(backend.output(finished(backend, job.job_name)))
+        assert backend.principal == "local"
+        assert "no model was called" in backend.notice
+    finally:
+        backend.close()
+
+
+# ---------------------------------------------------------------- what only the one in memory can show
+
+
+def test_a_lost_reply_leaves_a_job(tmp_path: Path) -> None:
+    backend = MemoryBackend(HandClock())
+    steps: list[str] = []
+
+    def lose(step: str, args: Any) -> Exception | None:
+        steps.append(step)
+        return SubmissionUnknown("the reply was lost") if step == "create.after" else None
+
+    backend.fault = lose
+    with pytest.raises(SubmissionUnknown):
+        submit(RetryingBackend(backend), tmp_path, "r1")
+    backend.fault = None
+
+    assert steps == ["upload.before", "upload.after", "create.before", "create.after"]
+    assert [job.display_name for job in backend.jobs()] == [TOKEN]
+
+
+def test_a_request_that_never_arrived_leaves_none(tmp_path: Path) -> None:
+    backend = MemoryBackend(
+        HandClock(),
+        fault=lambda step, _: SubmissionUnknown("lost on the way") if step == "create.before" else None,
+    )
+    with pytest.raises(SubmissionUnknown):
+        submit(backend, tmp_path, "r1")
+    backend.fault = None
+    assert list(backend.jobs()) == []
+
+
+def test_a_new_job_may_show_late_in_listings(tmp_path: Path) -> None:
+    clock = HandClock()
+    backend = MemoryBackend(clock, listing_lag_s=30)
+    job = submit(backend, tmp_path, "r1")
+
+    assert list(backend.jobs()) == []
+    assert backend.get(job.job_name).job_name == job.job_name
+    clock.sleep(30)
+    assert [seen.job_name for seen in backend.jobs()] == [job.job_name]
+
+
+def test_jobs_advance_with_the_clock_and_end_as_told(tmp_path: Path) -> None:
+    clock = HandClock()
+    expired = Ending(state=JobState.EXPIRED, error_code=4, error_message="too late")
+    backend = MemoryBackend(clock, ending=lambda _: expired, pending_s=10, running_s=20)
+    name = submit(backend, tmp_path, "r1").job_name
+
+    seen = []
+    for _ in range(4):
+        seen.append(backend.get(name).state)
+        clock.sleep(10)
+    done = backend.get(name)
+    assert seen == [JobState.PENDING, JobState.RUNNING, JobState.RUNNING, JobState.EXPIRED]
+    assert (done.error_code, done.error_message, done.output_name) == (4, "too late", "")
+    assert list(backend.output(done)) == []
+    backend.cancel(name)
+    assert backend.get(name).state is JobState.EXPIRED
+
+
+def test_answers_come_from_the_function_handed_in(tmp_path: Path) -> None:
+    clock = HandClock()
+    backend = MemoryBackend(clock, answer=lambda line: {"error": {"code": 13, "message": line["key"]}})
+    done = finished_on(backend, clock, submit(backend, tmp_path, "r1").job_name)
+
+    assert json.loads(b"".join(backend.output(done))) == {"key": "r1", "error": {"code": 13, "message": "r1"}}
+
+
+def finished_on(backend: MemoryBackend, clock: HandClock, job_name: str) -> Job:
+    clock.sleep(60)
+    return backend.get(job_name)

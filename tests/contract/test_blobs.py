@@ -1,0 +1,318 @@
+"""One suite over every blob store; the races are between real processes where the store has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from runner.blobs import BlobChanged, BlobExists, BlobMissing, Blobs
+from runner.blobs.local import LocalBlobs
+from runner.blobs.memory import MemoryBlobs
+from runner.errors import GbrunError, StateError, StateLocked, UsageInvalid
+
+HOLDER = json.dumps(
+    {"operation": "apply", "pid": 42, "host": "box", "since": "2026-01-01T00:00:00Z"}
+).encode()
+
+
+@pytest.fixture(params=["memory", "local"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    return MemoryBlobs() if request.param == "memory" else LocalBlobs(tmp_path / "root")
+
+
+def test_what_was_created_is_read_back_with_its_version(blobs: Blobs) -> None:
+    version = blobs.create("a/b.json", b"one\n")
+
+    assert blobs.read("a/b.json") == (b"one\n", version)
+    assert blobs.size("a/b.json") == 4
+    assert blobs.exists("a/b.json")
+    with blobs.open("a/b.json") as stream:
+        assert stream.read() == b"one\n"
+
+
+def test_versions_differ_exactly_where_bytes_differ(blobs: Blobs) -> None:
+    assert blobs.create("a", b"x") == blobs.create("b", b"x") != blobs.create("c", b"y")
+    assert blobs.create_from("d", [b"", b"x"]) == blobs.read("a")[1]
+
+
+def test_a_range_ends_with_the_blob(blobs: Blobs) -> None:
+    blobs.create("a", b"0123456789")
+
+    assert blobs.read_range("a", 2, 3) == b"234"
+    assert blobs.read_range("a", 8, 5) == b"89"
+    assert blobs.read_range("a", 20, 5) == b""
+
+
+def test_missing_blobs_say_so(blobs: Blobs) -> None:
+    blobs.create("a", b"x")
+    for name in ("none", "a/below-a-blob", "folder/none"):
+        for read in (blobs.read, blobs.open, blobs.size, lambda name: blobs.read_range(name, 0, 1)):
+            with pytest.raises(BlobMissing, match="missing"):
+                read(name)
+        assert not blobs.exists(name)
+        blobs.delete(name)
+        with pytest.raises(BlobChanged):
+            blobs.replace(name, b"y", "version")
+
+
+def test_create_leaves_an_existing_blob_alone(blobs: Blobs) -> None:
+    blobs.create("a", b"first")
+
+    with pytest.raises(BlobExists):
+        blobs.create("a", b"second")
+    with pytest.raises(BlobExists):
+        blobs.create_from("a", iter([b"third"]))
+    assert blobs.read("a")[0] == b"first"
+
+
+def test_an_interrupted_stream_leaves_nothing(blobs: Blobs) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"half"
+        assert not blobs.exists("a")
+        raise OSError("the connection went away")
+
+    with pytest.raises(OSError, match="the connection went away"):
+        blobs.create_from("a", chunks())
+    assert not blobs.exists("a")
+    assert list(blobs.list("")) == []
+    assert blobs.create("a", b"whole") == blobs.read("a")[1]
+
+
+def test_replace_needs_the_version_that_was_read(blobs: Blobs) -> None:
+    first = blobs.create("a", b"1")
+    second = blobs.replace("a", b"2", first)
+
+    assert blobs.read("a") == (b"2", second)
+    with pytest.raises(BlobChanged):
+        blobs.replace("a", b"3", first)
+    assert blobs.read("a") == (b"2", second)
+
+
+def test_a_deleted_blob_is_gone_and_can_be_created_again(blobs: Blobs) -> None:
+    version = blobs.create("a", b"1")
+    blobs.delete("a")
+    blobs.delete("a")
+
+    assert not blobs.exists("a")
+    with pytest.raises(BlobChanged):
+        blobs.replace("a", b"2", version)
+    blobs.create("a", b"3")
+
+
+def test_list_gives_sorted_names_below_a_prefix(blobs: Blobs) -> None:
+    names = ["a-b", "a/b", "a.json", "a/b-c", "a/bc/d", "b", "a0"]
+    for name in names:
+        blobs.create(name, b"")
+
+    assert list(blobs.list("")) == sorted(names)
+    assert list(blobs.list("a/")) == ["a/b", "a/b-c", "a/bc/d"]
+    assert list(blobs.list("a/b-")) == ["a/b-c"]
+    assert list(blobs.list("none/")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/a", "a/", "a//b", "..", "a/../b", "./a", ".hidden", "a/.b", "a\\b", "a\0"]
+)
+def test_names_that_could_lead_elsewhere_are_refused(blobs: Blobs, name: str) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: blobs.read(name),
+        lambda: blobs.create(name, b""),
+        lambda: blobs.replace(name, b"", ""),
+        lambda: blobs.delete(name),
+        lambda: blobs.exists(name),
+        lambda: blobs.lock(name, b"", 0).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(UsageInvalid):
+            call()
+
+
+def test_a_lock_keeps_others_out_and_names_its_holder(blobs: Blobs) -> None:
+    assert blobs.read_lock("lock.json") is None
+    with blobs.lock("lock.json", HOLDER, 0):
+        assert blobs.read_lock("lock.json") == HOLDER
+        with (
+            pytest.raises(StateLocked, match=r"operation apply, pid 42, host box, since 2026-01-01") as error,
+            blobs.lock("lock.json", b"{}", 0.1),
+        ):
+            pass
+        assert "--lock-timeout" in error.value.hint
+        with blobs.lock("other.json", b"{}", 0):
+            pass
+    assert blobs.read_lock("lock.json") is None
+    with blobs.lock("lock.json", b"{}", 0):
+        pass
+
+
+@pytest.mark.parametrize("words", [b"", b"not json", b"[1]", b"{}", b"\xff"])
+def test_a_lock_with_unreadable_words_is_still_a_lock(blobs: Blobs, words: bytes) -> None:
+    with (
+        blobs.lock("lock.json", words, 0),
+        pytest.raises(StateLocked, match="another run"),
+        blobs.lock("lock.json", b"{}", 0),
+    ):
+        pass
+
+
+def test_a_lock_is_released_when_the_block_fails(blobs: Blobs) -> None:
+    with pytest.raises(KeyboardInterrupt), blobs.lock("lock.json", HOLDER, 0):
+        raise KeyboardInterrupt
+    with blobs.lock("lock.json", HOLDER, 0):
+        pass
+
+
+def test_a_waiting_lock_is_had_once_it_is_free(blobs: Blobs) -> None:
+    release = threading.Event()
+    held = threading.Event()
+
+    def hold() -> None:
+        with blobs.lock("lock.json", HOLDER, 0):
+            held.set()
+            release.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(10)
+    threading.Timer(0.2, release.set).start()
+    with blobs.lock("lock.json", b"{}", 10):
+        assert release.is_set()
+    holder.join()
+
+
+def test_of_racing_threads_one_creates_and_one_replaces(blobs: Blobs) -> None:
+    version = blobs.create("replaced", b"start")
+    won: list[str] = []
+    start = threading.Barrier(8)
+
+    def race(number: int) -> None:
+        start.wait()
+        with suppress(BlobExists):
+            won.append(blobs.create("created", b"%d" % number))
+        with suppress(BlobChanged):
+            won.append(blobs.replace("replaced", b"%d" % number, version))
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == sorted([blobs.read("created")[1], blobs.read("replaced")[1]])
+
+
+# ---------------------------------------------------------------- between processes
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from runner.blobs import BlobChanged, BlobExists
+from runner.blobs.local import LocalBlobs
+from runner.errors import StateLocked
+blobs = LocalBlobs(Path(sys.argv[1]))
+mine = sys.argv[2].encode()
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def _children(root: Path, body: str, count: int) -> list[subprocess.Popen[str]]:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD + body, str(root), f"child {number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    for child in started:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    return started
+
+
+def _said(children: list[subprocess.Popen[str]]) -> list[str]:
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    return [child.communicate(timeout=30)[0].strip() for child in children]
+
+
+def test_of_eight_creating_processes_one_wins(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    body = """
+for round in range(20):
+    try:
+        blobs.create(f"folder/{round}", mine)
+        print(round, end=" ")
+    except BlobExists:
+        pass
+"""
+    said = _said(_children(root, body, 8))
+
+    won = [name for line in said for name in line.split()]
+    assert sorted(won, key=int) == [str(number) for number in range(20)]
+    blobs = LocalBlobs(root)
+    for number, line in enumerate(said):
+        for name in line.split():
+            assert blobs.read(f"folder/{name}")[0] == f"child {number}".encode()
+    assert [path.name for path in root.rglob(".tmp-*")] == []
+
+
+def test_of_two_replacing_processes_one_wins_each_round(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    LocalBlobs(root).create("count", b"0")
+    body = """
+done = 0
+while done < 50:
+    data, version = blobs.read("count")
+    try:
+        blobs.replace("count", b"%d" % (int(data) + 1), version)
+        done += 1
+    except BlobChanged:
+        pass
+"""
+    _said(_children(root, body, 2))
+
+    assert LocalBlobs(root).read("count")[0] == b"100"
+
+
+def test_a_killed_holder_frees_the_lock_and_its_words_are_not_believed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    body = """
+with blobs.lock("lock.json", mine, 0):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    (child,) = _children(root, body, 1)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write("go\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == "held\n"
+    blobs = LocalBlobs(root)
+    try:
+        assert blobs.read_lock("lock.json") == b"child 0"
+        with pytest.raises(StateLocked), blobs.lock("lock.json", HOLDER, 0):
+            pass
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate(timeout=10)
+    assert blobs.read_lock("lock.json") is None
+    with blobs.lock("lock.json", HOLDER, 0):
+        assert blobs.read_lock("lock.json") == HOLDER
+
+
+def test_the_errors_are_errors_of_the_state() -> None:
+    for error in (BlobMissing, BlobExists, BlobChanged):
+        assert issubclass(error, StateError)
+        assert issubclass(error, GbrunError)
