@@ -98,8 +98,13 @@ CODES: Mapping[str, Code] = {
 }
 
 
-def text(diagnostic: Diagnostic) -> str:
-    """The diagnostic for people, as lines without a final newline."""
+def text(diagnostics: Iterable[Diagnostic]) -> str:
+    """Diagnostics for people, an empty line between two, with a final newline; empty for none."""
+    shown = [_block(diagnostic) for diagnostic in diagnostics]
+    return "\n\n".join(shown) + "\n" if shown else ""
+
+
+def _block(diagnostic: Diagnostic) -> str:
     kind = "Warning" if diagnostic.severity == "warning" else "Error"
     lines = [f"{kind}: {_clean(diagnostic.message)}  [{diagnostic.code}]"]
     inside = f", in {_clean(diagnostic.where)}" if diagnostic.where else ""
@@ -115,12 +120,6 @@ def text(diagnostic: Diagnostic) -> str:
     if diagnostic.hint:
         lines.append(f"  {_clean(diagnostic.hint)}")
     return "\n".join(lines)
-
-
-def texts(diagnostics: Iterable[Diagnostic]) -> str:
-    """All of them for people, an empty line between two, with a final newline; empty for none."""
-    shown = [text(diagnostic) for diagnostic in diagnostics]
-    return "\n\n".join(shown) + "\n" if shown else ""
 
 
 def json_object(diagnostic: Diagnostic) -> dict[str, Json]:

@@ -18,6 +18,7 @@ import orjson
 
 from runner import rowtable
 from runner.errors import InputUnreadable
+from runner.globs import Selector
 from runner.model import (
     COSTS,
     Action,
@@ -113,8 +114,8 @@ class RowsUnreadable(InputUnreadable):
 class Selection:
     """Which rows a plan is narrowed to, and which of them run again whatever is stored."""
 
-    target: Callable[[str], bool] | None = None
-    replace: Callable[[str], bool] | None = None
+    target: Selector | None = None
+    replace: Selector | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +238,6 @@ class _Planner:
         self._tokens: set[str] = set()
         self._bad: list[BadRow] = []
         self._bad_count = 0
-        self._targets = 0
         self._hash = hashlib.sha256()
         self.signatures: list[tuple[str, Signature]] = []
 
@@ -245,12 +245,10 @@ class _Planner:
 
     def add(self, entry: Entry) -> None:
         prior = self._match(entry.key)
-        if self._selection.target is not None:
-            if not self._selection.target(entry.key):
-                self._keep(prior)
-                return
-            self._targets += 1
-        replaced = self._selection.replace is not None and self._selection.replace(entry.key)
+        if self._selection.target is not None and not self._selection.target.matches(entry.key):
+            self._keep(prior)
+            return
+        replaced = self._selection.replace is not None and self._selection.replace.matches(entry.key)
         if (
             prior is not None
             and prior.signature is not None
@@ -460,15 +458,16 @@ class _Planner:
     def finish_rows(self) -> None:
         if self._bad:
             raise RowsUnreadable(self._bad, self._bad_count)
-        if self._selection.target is not None:
-            for gone in self._unseen():
-                if not self._selection.target(gone.key):
-                    self._keep(gone)
-        removed = [] if self._seen.count(0) == 0 else self._unseen()
-        for gone in removed:
-            if self._selection.target is None or self._selection.target(gone.key):
+        target = self._selection.target
+        for gone in self._unseen() if self._seen.count(0) else ():
+            if target is not None and not target.matches(gone.key):
+                self._keep(gone)
+            else:
                 self._counts[Action.REMOVED] += 1
                 self._change(replace(gone, ordinal=self._ordinal), Action.REMOVED, (), "", "")
+        for selector in (target, self._selection.replace):
+            if selector is not None:
+                selector.check()
         if self._counts[Action.REMOVED]:
             self._find_renames()
 

@@ -179,6 +179,12 @@ def changes(db: sqlite3.Connection) -> Iterator[Change]:
         yield Change(Action(action), key, ids, tuple(orjson.loads(reasons)), was, same_as)
 
 
+def unchanged(db: sqlite3.Connection) -> Iterator[KnownRow]:
+    """The spooled rows that are no change, by ordinal."""
+    query = f"SELECT {_COLUMNS} FROM row WHERE key NOT IN (SELECT key FROM change) ORDER BY ordinal"
+    return (_row(found) for found in db.execute(query))
+
+
 def final(outcome: str) -> bool:
     """Whether a row with this outcome needs no look at its requests to be called settled."""
     return outcome not in ("", Outcome.TRANSIENT, Outcome.MISSING)

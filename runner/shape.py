@@ -300,10 +300,14 @@ def _wrong_type(errors: list[Any]) -> bool:
     return False
 
 
-def limits(place: Place) -> tuple[float, float]:
-    """The least and the greatest value that the schema allows for a setting, in its own unit."""
+def check_bounds(tree: Tree, place: Place, value: float, unit: str) -> None:
+    """Report a value that was written as text, such as `3GB`, and is outside the schema's bounds."""
     schema: Any = _schema("spec")["$defs"][place[0]]
     for step in place[1:]:
         branches = [branch for branch in schema.get("anyOf", [schema]) if "properties" in branch]
         schema = branches[0]["properties"][step]
-    return schema["minimum"], schema["maximum"]
+    least, most = schema["minimum"], schema["maximum"]
+    if not least <= value <= most:
+        number = int(value) if value == int(value) else value
+        message = f'"{place[-1]}" must be from {least:,} to {most:,} {unit}; it is {number:,} {unit}'
+        tree.problem(place, "GB105", message)

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import ipaddress
 import os
 import posixpath
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
-from runner import layers, outputschema, shape, yamlfile
+from runner import backendspec, layers, outputschema, shape, templates, yamlfile
 from runner.errors import Diagnostic, SpecInvalid
 from runner.model import (
     BackendSpec,
@@ -32,10 +29,10 @@ from runner.model import (
     Json,
     ShardLimits,
     Spec,
-    Template,
 )
+from runner.specpaths import SpecPaths
 from runner.tree import Origin, Tree
-from runner.units import byte_count, seconds
+from runner.units import byte_count
 from runner.variables import Values, fill, redact, resolve, sealed
 from runner.yamlfile import Place
 
@@ -110,34 +107,31 @@ class _Builder:
         state: Path | None,
         variables: Values,
     ) -> None:
-        self.path = Path(os.path.abspath(path))
-        self.shown_folder = path.parent
-        self.folder = str(self.path.parent)
+        self.paths = SpecPaths(path, tree)
         self.tree = tree
         self.environ = environ
         self.env = env
         self.backend_override = backend
         self.state_override = state
         self.variables = variables
-        self.allow_outside = tree.get("allow_outside") is True
 
     def spec(self) -> Spec | None:
         """The Spec, or None where a part of it could not be made."""
         get, sound = self.tree.get, self.tree.sound
         name = get("name") if sound("name") else None
-        backend = self._backend()
+        backend = backendspec.choose(self.tree, self.paths, self.environ, self.backend_override)
         state = self._state(name, backend)
         inputs = self._inputs()
         destinations = self._destinations(inputs)
-        prompt = self._template("prompt")
-        system_instruction = self._template("system_instruction")
+        prompt = templates.read(self.tree, self.paths, "prompt")
+        system_instruction = templates.read(self.tree, self.paths, "system_instruction")
         output_schema = self._output_schema()
         shards = self._shards()
         if name is None or backend is None or state is None or prompt is None or self.tree.found:
             return None
         guards, failures = get("guards") or {}, get("failures") or {}
         return Spec(
-            path=self.path,
+            path=self.paths.path,
             name=name,
             env=self.env,
             description=get("description") or "",
@@ -145,7 +139,7 @@ class _Builder:
             backend=backend,
             state=state,
             inputs=inputs,
-            allow_outside=self.allow_outside,
+            allow_outside=self.paths.allow_outside,
             task=get("task") or "generate_content",
             model=get("model").removeprefix("models/"),
             prompt=prompt,
@@ -166,7 +160,7 @@ class _Builder:
             failures=Failures(**failures),
             cleanup=get("cleanup") or "inputs",
             lines=self._lines(),
-            origin=Origin(self.tree.marks, frozenset(self.tree.used)),
+            origin=Origin(self.tree.marks, frozenset(self.tree.used), self.variables),
         )
 
     def _lines(self) -> dict[str, int]:
@@ -176,86 +170,16 @@ class _Builder:
 
     # ------------------------------------------------------------ backend and state
 
-    def _backend(self) -> BackendSpec | None:
-        value = self.tree.get("backend")
-        if value is not None and not self.tree.sound("backend"):
-            return None
-        settings = dict(value) if isinstance(value, Mapping) else {"type": value} if value else {}
-        override = self.backend_override
-        if override is not None:
-            if override not in ("local", "gemini"):
-                self._backend_unknown(override)
-                return None
-            if settings.get("type") != override:
-                settings = {"type": override}
-        elif not settings:
-            settings = self._backend_from_environment()
-        if not settings:
-            return None
-        is_local = settings["type"] == "local"
-        if is_local and "base_url" in settings:
-            message = '"base_url" does not go with the backend local, which starts its own emulator'
-            self.tree.problem(
-                ("backend", "base_url"), "GB502", message, "use `type: gemini` with it", key=True
-            )
-        if not is_local and "faults" in settings:
-            message = '"faults" goes only with the backend local'
-            self.tree.problem(("backend", "faults"), "GB502", message, "remove it", key=True)
-        faults = self._existing_file(("backend", "faults")) if is_local and "faults" in settings else None
-        base_url = None if is_local else settings.get("base_url") or self._base_url_of_environment()
-        for key in ("poll_interval_s", "request_timeout_s", "settle_s", "stall_after_s"):
-            if key in settings:
-                settings[key] = self._seconds(("backend", key), settings[key])
-        settings.update(base_url=base_url, faults=faults, paid=not is_local and not _is_loopback(base_url))
-        return BackendSpec(**settings)
-
-    def _backend_unknown(self, override: str) -> None:
-        message, hint = f'backend must be local or gemini; it is "{override}"', ""
-        code = "GB104"
-        if override == "vertex":
-            code = "GB107"
-            message, hint = shape.not_built('backend: "vertex"')
-        self.tree.add((), Diagnostic(code=code, message=message, path="--backend", hint=hint))
-
-    def _backend_from_environment(self) -> dict[str, Any]:
-        environ = self.environ
-        for name in ("GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_GENAI_USE_ENTERPRISE"):
-            if environ.get(name, "").lower() in ("true", "1"):
-                message, hint = shape.not_built(f'the backend "vertex", which {name} chooses,')
-                self.tree.problem((), "GB107", message, "write `backend: local` or `backend: gemini`")
-                return {}
-        if environ.get("GOOGLE_API_KEY") or environ.get("GEMINI_API_KEY"):
-            return {"type": "gemini"}
-        message = "no backend is chosen: the spec has none, and the environment has no API key"
-        hint = "write `backend: local` (free, on this machine), or set GEMINI_API_KEY for `backend: gemini`"
-        self.tree.problem((), "GB501", message, f"{hint}; `vertex` is not built yet")
-        return {}
-
-    def _base_url_of_environment(self) -> str | None:
-        return self.environ.get("GOOGLE_GEMINI_BASE_URL") or None
-
     def _state(self, name: str | None, backend: BackendSpec | None) -> Path | None:
         if self.state_override is not None:
             return Path(os.path.abspath(self.state_override))
         written = self.tree.get("state")
         if written is not None:
-            return self._path(("state",), written) if self.tree.sound("state") else None
+            return self.paths.inside(("state",), written) if self.tree.sound("state") else None
         if name is None or backend is None:
             return None
         suffix = "" if backend.paid else "-local"
-        return Path(self.folder) / ".gbrun" / name / ((self.env or "default") + suffix)
-
-    def _seconds(self, place: Place, value: float | str) -> float:
-        duration = seconds(value)
-        self._within(place, duration, "s")
-        return duration
-
-    def _within(self, place: Place, value: float, unit: str) -> None:
-        """Hold a value that was written as text to the limits of the schema."""
-        least, most = shape.limits(place)
-        if not least <= value <= most:
-            message = f'"{place[-1]}" must be from {least:,} to {most:,} {unit}; it is {value:,g} {unit}'
-            self.tree.problem(place, "GB105", message)
+        return Path(self.paths.folder) / ".gbrun" / name / ((self.env or "default") + suffix)
 
     # ------------------------------------------------------------ inputs and destinations
 
@@ -295,7 +219,7 @@ class _Builder:
                 message = f'"{glob}" has ".." after a wildcard'
                 self.tree.problem(place, "GB205", message, "name the folder itself")
             else:
-                self._path(place, "/".join(parts[:wild]) or ("/" if glob.startswith("/") else "."))
+                self.paths.inside(place, "/".join(parts[:wild]) or ("/" if glob.startswith("/") else "."))
 
     def _encoding(self, place: Place, encoding: str) -> None:
         try:
@@ -324,18 +248,18 @@ class _Builder:
             message = f'a destination must be a path that ends in .jsonl; it is "{value}"'
             self.tree.problem(place, "GB206", message)
         else:
-            self._path(place, value)
+            self.paths.inside(place, value)
             self._not_an_input(place, value, inputs)
         return (Destination(path=value, include=include),)
 
     def _not_an_input(self, place: Place, value: str, inputs: tuple[FilesSource, ...]) -> None:
-        from runner.inputs.files import glob_matches
+        from runner.globs import matches
 
         key = unicodedata.normalize("NFC", posixpath.normpath(value))
         for name in (key, f"{key.removesuffix('.jsonl')}.errors.jsonl"):
             for source in inputs:
-                excluded = any(glob_matches(pattern, name) for pattern in source.exclude)
-                if glob_matches(source.glob, name) and not excluded:
+                excluded = any(matches(pattern, name) for pattern in source.exclude)
+                if matches(source.glob, name) and not excluded:
                     message = f'"{name}" would be written among the inputs: "{source.glob}" matches it'
                     self.tree.problem(place, "GB203", message, "write to another folder, or exclude it")
                     return
@@ -344,110 +268,10 @@ class _Builder:
         most = MAX_SHARD_BYTES
         if self.tree.sound("shards", "max_bytes"):
             most = byte_count(self.tree.get("shards", "max_bytes"))
-            self._within(("shards", "max_bytes"), most, "bytes")
+            shape.check_bounds(self.tree, ("shards", "max_bytes"), most, "bytes")
         return ShardLimits(
             max_requests=self.tree.get("shards", "max_requests") or MAX_REQUESTS, max_bytes=most
         )
-
-    # ------------------------------------------------------------ files that the spec names
-
-    def _path(self, place: Place, written: str) -> Path | None:
-        """The absolute path; None after reporting that it cannot be one or leads out."""
-        if "\0" in written:
-            self.tree.problem(place, "GB202", "a path cannot hold a NUL character")
-            return None
-        if "://" in written:
-            self.tree.problem(place, "GB107", *shape.not_built(f'a path like "{written}"'))
-            return None
-        joined = os.path.join(self.folder, written)
-        if not self.allow_outside:
-            real, root = os.path.realpath(joined), os.path.realpath(self.folder)
-            if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
-                inside = os.path.normpath(joined).startswith(self.folder.rstrip(os.sep) + os.sep)
-                how = "through a link" if inside else "of the spec"
-                message = f'"{written}" leads out of the folder {how}'
-                self.tree.problem(place, "GB202", message, "move it inside, or set `allow_outside: true`")
-                return None
-        return Path(os.path.normpath(joined))
-
-    def _existing_file(self, place: Place) -> str | None:
-        written = self.tree.get(*place)
-        path = self._path(place, written)
-        if path is not None and not path.is_file():
-            self.tree.problem(place, "GB201", f'file "{written}" does not exist')
-        return None if path is None else str(path)
-
-    def _shown(self, written: str) -> str:
-        return Path(os.path.normpath(self.shown_folder / written)).as_posix()
-
-    def _relative(self, path: str) -> str:
-        return Path(os.path.relpath(path, self.folder)).as_posix()
-
-    def _template(self, key: str) -> Template | None:
-        if not self.tree.sound(key):
-            return None
-        value = self.tree.get(key)
-        mark = self.tree.marks[(key,)]
-        if isinstance(value, str):
-            line, column = _text_start(mark, value)
-            template = Template(
-                text=value,
-                path=self._relative(os.path.abspath(mark.source.path)),
-                line=line,
-                column=column,
-            )
-            self._parse((key,), template, mark.source)
-            return template
-        place: Place = (key, "file")
-        read = self._read(place, value["file"])
-        if read is None:
-            return None
-        text, source = read
-        path = self._relative(os.path.join(self.folder, value["file"]))
-        template = Template(text=text, path=path, line=1)
-        self._parse(place, template, source)
-        return template
-
-    def _read(self, place: Place, written: str) -> tuple[str, yamlfile.Source] | None:
-        """The text of a file and its lines; None after reporting that there is none."""
-        path = self._path(place, written)
-        if path is None:
-            return None
-        try:
-            data = yamlfile.read_bytes(path)
-        except yamlfile.FileProblem as problem:
-            code = "GB201" if problem.code == "GB001" else problem.code
-            self.tree.problem(place, code, f'"{written}" {problem.message}')
-            return None
-        text, source, problems = yamlfile.decode(data, self._shown(written))
-        for found in problems:
-            self.tree.add(place, found)
-        length = len(source.lines[0]) if source.lines else 0
-        self.tree.marks[(place[0], "text")] = yamlfile.Mark(source=source, line=1, column=1, length=length)
-        return None if problems else (text, source)
-
-    def _parse(self, place: Place, template: Template, source: yamlfile.Source) -> None:
-        from runner.sandbox import CompiledTemplate, TemplateFailed
-
-        try:
-            CompiledTemplate(template.text)
-        except TemplateFailed as failed:
-            line = template.line + max(failed.line, 1) - 1
-            snippet = source.lines[line - 1] if line <= len(source.lines) else ""
-            text = snippet.strip()
-            self.tree.add(
-                place,
-                Diagnostic(
-                    code="GB301",
-                    message=f"template: {failed.message}",
-                    path=source.path,
-                    line=line,
-                    column=len(snippet) - len(snippet.lstrip()) + 1,
-                    length=max(1, len(text)),
-                    where=str(place[0]),
-                    snippet=snippet,
-                ),
-            )
 
     def _output_schema(self) -> Mapping[str, Json] | None:
         if not self.tree.sound("output_schema"):
@@ -458,16 +282,11 @@ class _Builder:
                 value, lambda at, *problem: self.tree.problem(("output_schema", *at), *problem)
             )
             return value
-        path = self._path(("output_schema",), value)
-        if path is None:
+        data = self.paths.data(("output_schema",), value)
+        if data is None:
             return None
-        try:
-            yamlfile.read_bytes(path)
-        except yamlfile.FileProblem as problem:
-            code = "GB201" if problem.code == "GB001" else problem.code
-            self.tree.problem(("output_schema",), code, f'"{value}" {problem.message}')
-            return None
-        document = yamlfile.read(path, self._shown(value))
+        parse = yamlfile.parse_json if value.endswith(".json") else yamlfile.parse
+        document = parse(data, self.paths.shown(value))
         for found in document.problems:
             self.tree.add(("output_schema",), found)
         if document.value is None:
@@ -483,16 +302,6 @@ class _Builder:
         return schema
 
 
-def _is_loopback(base_url: str | None) -> bool:
-    if base_url is None:
-        return False
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.rstrip(".").lower() == "localhost"
-
-
 def _clean_glob(glob: str) -> str:
     return glob.removeprefix("./")
 
@@ -504,19 +313,6 @@ def _generation_config(config: Mapping[str, Json]) -> Mapping[str, Json]:
         level = thinking["thinking_level"].upper()
         return {**config, "thinking_config": {**thinking, "thinking_level": level}}
     return config
-
-
-def _text_start(mark: yamlfile.Mark, text: str) -> tuple[int, int]:
-    """Line and column at which the first line of a text value stands."""
-    if mark.style not in ("|", ">"):
-        return mark.line, mark.column + (1 if mark.style else 0)
-    lines = mark.source.lines
-    for number, line in enumerate(text.split("\n")):
-        at = mark.line + number
-        if line.strip() and at < len(lines):
-            written = len(lines[at]) - len(lines[at].lstrip(" "))
-            return mark.line + 1, written - (len(line) - len(line.lstrip(" "))) + 1
-    return mark.line + 1, 1
 
 
 def resolved(spec: Spec) -> dict[str, Json]:

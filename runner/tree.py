@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.errors import Diagnostic
 from runner.yamlfile import Mark, Place, locate
+
+if TYPE_CHECKING:
+    from runner.variables import Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,8 @@ class Origin:
     of template files at `prompt.text` and `system_instruction.text`."""
     used: frozenset[str]
     """Variables that the spec itself uses, as `${var.NAME}`."""
+    known: Values
+    """The variables, with what must be kept out of messages."""
 
 
 class Tree:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from runner.apply import Result
-from runner.model import Action, Attempt, Plan, Spec, State
+from runner.causes import Cause
+from runner.model import Action, Attempt, Change, Plan, Spec, State
 
 SYMBOLS = {
     Action.IN_FLIGHT: "…",
@@ -25,24 +25,22 @@ SYMBOLS = {
 _WORDS = {Action.IN_FLIGHT: "in flight"}
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """A text of the spec that changed, as a line diff."""
-
-    component: str
-    place: str
-    """`file:line`."""
-    lines: tuple[str, ...]
-    """Each with its `-`, `+` or ` ` in front."""
-
-
-def plan(spec: Spec, made: Plan, *, state_label: str, causes: Sequence[Cause] = ()) -> list[str]:
+def plan(
+    spec: Spec,
+    made: Plan,
+    *,
+    state_label: str,
+    causes: Sequence[Cause] = (),
+    with_samples: bool = True,
+) -> list[str]:
     """The plan as it is shown before an apply, ending in one line that sums it up."""
     serial = f"serial {made.basis.serial}" if made.basis.lineage else "not created yet"
     lines = [
         f"{spec.name}  backend {spec.backend.type}  model {spec.model}  state {state_label} {serial}",
         *_class_lines(made),
     ]
+    if with_samples and made.samples:
+        lines += ["Such as:", *samples(made)]
     for cause in causes:
         lines.append(f"Cause: {cause.component}  {cause.place}")
         lines += [f"    {line}" for line in cause.lines]
@@ -58,6 +56,29 @@ def plan(spec: Spec, made: Plan, *, state_label: str, causes: Sequence[Cause] = 
         )
     lines += [f"Refused: {refusal}" for refusal in made.refusals]
     lines.append(_summary(made))
+    return lines
+
+
+def change(found: Change) -> str:
+    """One row of a plan."""
+    text = f"  {SYMBOLS[found.action]} {found.key}"
+    if found.reasons:
+        text += f"  {', '.join(found.reasons)}"
+    if found.was:
+        text += f"  was {found.was}"
+    if found.same_as:
+        text += f"  same request as {found.same_as}"
+    return text
+
+
+def samples(made: Plan) -> list[str]:
+    """A few rows per class, for a plan that is not shown row by row."""
+    lines = []
+    for action in SYMBOLS:
+        lines += [f"  {change(found)}" for found in made.samples.get(action, ())]
+        rest = made.counts.get(action, 0) - len(made.samples.get(action, ()))
+        if made.samples.get(action) and rest > 0:
+            lines.append(f"    {SYMBOLS[action]} ... {rest:,} more")
     return lines
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -760,11 +763,31 @@ def test_a_loopback_service_is_reached_past_any_proxy_and_setting(
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
     monkeypatch.setenv("GOOGLE_GENAI_API_VERSION", "v1")
-    service.script = lambda _: answer({})
+    service.script = lambda _: answer({"name": "files/a"})
     backend = connect(service.url)
     assert list(backend.jobs()) == []
+    assert backend.upload_exists("files/a")
     backend.close()
-    assert service.calls[0].path == "/v1beta/batches"
+    assert [call.path for call in service.calls] == ["/v1beta/batches", "/v1beta/files/a"]
+
+
+def test_two_keys_in_the_environment_print_nothing(service: Service) -> None:
+    code = f"""
+from runner.backends.gemini import GeminiBackend
+GeminiBackend(api_key="k", base_url="{service.url}", api_version="v1beta", request_timeout_s=5).close()
+"""
+    environ = {**os.environ, "GOOGLE_API_KEY": "one", "GEMINI_API_KEY": "two"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert (run.stdout, run.stderr) == ("", "")
+
+
+def test_the_sdk_is_imported_only_for_a_backend() -> None:
+    code = (
+        "import sys, runner.backends.gemini, runner.backends.local; sys.exit('google.genai' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_key_never_shows_in_an_error(service: Service) -> None:

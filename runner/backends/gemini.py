@@ -15,6 +15,7 @@ import base64
 import binascii
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from google.genai import types
 
 DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
+# The SDK warns where both key variables are set; whoever sets up logging decides if that shows.
+logging.getLogger("google_genai").addHandler(logging.NullHandler())
+
 _CHUNK_BYTES = 1 << 18
 _PAGE_SIZE = 100
 _MIME_TYPE = "application/jsonl"
@@ -99,8 +103,8 @@ class GeminiBackend:
         self._clock = clock or SystemClock()
         host = urlsplit(self._base_url).hostname or ""
         self.principal = f"gemini:{host}:{hashlib.sha256(api_key.encode()).hexdigest()[:12]}"
-        # Our own client below the SDK's: the SDK can neither stream a download nor be told not to
-        # follow a redirect, which would send a create twice. A proxy cannot reach our loopback.
+        # Our own client below the SDK: the SDK's hands no download out as a stream, and follows
+        # redirects, which could send a create twice. A proxy cannot reach our loopback.
         trust_env = not _is_loopback(host)
         tls = httpx2.create_ssl_context(trust_env=trust_env)
         self._http = httpx2.Client(

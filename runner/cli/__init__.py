@@ -18,6 +18,9 @@ from runner.errors import Exit, GbrunError
 COMMANDS = {
     "init": "Write a commented spec that works at once.",
     "validate": "Check a spec and everything it names.",
+    "fmt": "Lay a spec out in the usual order, keeping its comments.",
+    "schema": "Print a JSON Schema: of specs, of --json events.",
+    "render": "Print the exact request of a row.",
     "plan": "Show what an apply would do, and why.",
     "apply": "Carry a plan out: submit, wait, collect, write the records.",
     "status": "Show what is in flight.",

@@ -5,18 +5,20 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from runner.cli.options import Duration, pick_spec, spec_options
+from runner.cli.options import Duration, pick_spec, selection_options, spec_options
 from runner.errors import Exit, GuardRefused, PlanStale
 
 if TYPE_CHECKING:
-    from runner.apply import Result, Stop
+    from runner.apply import Event, Result, Stop
+    from runner.backends import Backend
     from runner.cli.job import Job
     from runner.model import Plan
 
@@ -25,12 +27,14 @@ _REPLANS = 5
 
 @click.command("apply")
 @spec_options
+@selection_options
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")
 @click.option("--no-wait", is_flag=True, help="Submit and return; apply again to collect.")
 @click.option("--wait-timeout", type=Duration(), help="Return after this long (90s, 5m, 2h).")
 @click.option("--lock-timeout", type=Duration(), default=0.0, help="Wait this long for the state's lock.")
 @click.option("--parallelism", type=click.IntRange(min=1), help="Jobs at once, instead of the spec's.")
 @click.option("--overwrite", is_flag=True, help="Replace a destination that this state never wrote.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines (gbrun schema events).")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what needs attention.")
 def command(
     auto_approve: bool,
@@ -39,7 +43,11 @@ def command(
     lock_timeout: float,
     parallelism: int | None,
     overwrite: bool,
+    as_json: bool,
     quiet: bool,
+    target: tuple[str, ...],
+    replace: tuple[str, ...],
+    no_stat_cache: bool,
     **given: Any,
 ) -> int:
     """Make SPEC so: submit what the plan shows, wait, collect, write the records.
@@ -47,13 +55,12 @@ def command(
     Safe to repeat and to interrupt: what was submitted is found again, and nothing that has a
     result is sent twice.
     """
-    from runner import view
-    from runner.cli import terminal
     from runner.cli.job import Job
+    from runner.cli.plan import print_json, print_plan
 
-    with Job(writes=True, **pick_spec(given)) as job:
-        made = job.plan()
-        terminal.show_lines(view.plan(job.spec, made, state_label=job.state_label))
+    with Job(pick_spec(given), writes=True) as job:
+        made = job.plan(target=target, replace=replace, stat_cache=not no_stat_cache)
+        (print_json if as_json else print_plan)(job, made)
         if made.refusals:
             return Exit.REFUSED
         refuse_foreign(job, made, overwrite)
@@ -63,13 +70,33 @@ def command(
         return carry_out(
             job,
             made,
-            submit=True,
-            wait=not no_wait,
-            wait_timeout_s=wait_timeout,
-            lock_timeout_s=lock_timeout,
-            max_jobs=parallelism,
-            quiet=quiet,
+            Mode(
+                submit=True,
+                wait=not no_wait,
+                wait_timeout_s=wait_timeout,
+                lock_timeout_s=lock_timeout,
+                max_jobs=parallelism,
+                quiet=quiet,
+                as_json=as_json,
+                target=target,
+                replace=replace,
+            ),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """How to carry a plan out, as the command line says it."""
+
+    submit: bool
+    wait: bool
+    wait_timeout_s: float | None = None
+    lock_timeout_s: float = 0.0
+    max_jobs: int | None = None
+    quiet: bool = False
+    as_json: bool = False
+    target: tuple[str, ...] = ()
+    replace: tuple[str, ...] = ()
 
 
 def approve(auto_approve: bool) -> None:
@@ -97,65 +124,63 @@ def refuse_foreign(job: Job, made: Plan, overwrite: bool) -> None:
             )
 
 
-def carry_out(
-    job: Job,
-    made: Plan,
-    *,
-    submit: bool,
-    wait: bool,
-    wait_timeout_s: float | None,
-    lock_timeout_s: float,
-    max_jobs: int | None,
-    quiet: bool,
-) -> int:
+def carry_out(job: Job, made: Plan, mode: Mode) -> int:
     """Run a plan, print how it ended, and return the exit code."""
-    from runner import view
-    from runner.apply import Event, Stop
+    from runner import events, view
+    from runner.apply import Stop
     from runner.cli import terminal
 
     backend = job.backend()
     if backend.notice:
         click.echo(f"Note: {backend.notice}.", err=True)
-    progress = terminal.Progress(quiet=quiet)
+    progress = terminal.Progress(quiet=mode.quiet)
     stop = Stop()
 
     def on_event(event: Event) -> None:
         progress.event(event.kind, event.token, event.text)
+        if mode.as_json:
+            terminal.show_json([events.event(event)])
 
-    with _signals(stop) as received, _deadline(stop, wait_timeout_s):
+    with _signals(stop) as received, _deadline(stop, mode.wait_timeout_s):
         try:
-            for attempt in range(_REPLANS):
-                try:
-                    got = job.run(
-                        made,
-                        backend,
-                        submit=submit,
-                        wait=wait,
-                        stop=stop,
-                        on_event=on_event,
-                        lock_timeout_s=lock_timeout_s,
-                        max_jobs=max_jobs,
-                    )
-                    break
-                except PlanStale:
-                    if attempt == _REPLANS - 1:
-                        raise
-                    job.refresh()
-                    again = job.plan()
-                    if submit and again.plan_id != made.plan_id:
-                        terminal.show_lines(
-                            (
-                                "The state has moved on; the plan is now:",
-                                *view.plan(job.spec, again, state_label=job.state_label),
-                            )
-                        )
-                    made = again
+            got = _run(job, made, backend, mode, stop, on_event)
         finally:
             progress.close()
-    terminal.show_lines(view.result(job.spec, got))
+    if mode.as_json:
+        terminal.show_json([events.result(got)])
+    else:
+        terminal.show_lines(view.result(job.spec, got))
     if received and got.stopped:
         return Exit.TERMINATED if received[0] == signal.SIGTERM else Exit.INTERRUPTED
     return exit_code(job, got)
+
+
+def _run(
+    job: Job, made: Plan, backend: Backend, mode: Mode, stop: Stop, on_event: Callable[[Event], None]
+) -> Result:
+    """Run the plan; where the state moved on meanwhile, plan again, show it, and go on."""
+    from runner.cli.plan import print_plan
+
+    for _ in range(_REPLANS):
+        try:
+            return job.run(
+                made,
+                backend,
+                submit=mode.submit,
+                wait=mode.wait,
+                stop=stop,
+                on_event=on_event,
+                lock_timeout_s=mode.lock_timeout_s,
+                max_jobs=mode.max_jobs,
+            )
+        except PlanStale:
+            job.refresh()
+            again = job.plan(target=mode.target, replace=mode.replace)
+            if mode.submit and again.plan_id != made.plan_id and not mode.as_json:
+                click.echo("The state has moved on; the plan is now:")
+                print_plan(job, again)
+            made = again
+    raise PlanStale("the state keeps moving on under this plan", hint="wait for the other runs to end")
 
 
 def exit_code(job: Job, got: Result) -> int:

@@ -20,7 +20,7 @@ def command(partial: bool, overwrite: bool, **given: Any) -> int:
     from runner.cli.apply import refuse_foreign
     from runner.cli.job import Job
 
-    with Job(**pick_spec(given)) as job:
+    with Job(pick_spec(given)) as job:
         if job.state is None:
             raise GbrunError("nothing has been applied yet", hint=f"gbrun apply {job.spec.path.name}")
         made = job.plan()

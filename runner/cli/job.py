@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from runner import apply, export, index, inputs, plan, response_schema, results, rowtable
+from runner import apply, causes, export, index, inputs, plan, response_schema, results, rowtable
 from runner import spec as specfile
 from runner.backends import Backend
 from runner.blobs.local import LocalBlobs
+from runner.causes import Cause
 from runner.clock import SystemClock
 from runner.decide import Policy
 from runner.errors import StateForeign
+from runner.globs import Selector
 from runner.index import Index
-from runner.model import Attempt, Plan, Spec, State
+from runner.model import Action, Attempt, Change, Entry, Outcome, Plan, Spec, State
 from runner.render import Renderer, digest
 from runner.store import Store
 
@@ -26,14 +29,12 @@ from runner.store import Store
 class Job:
     """Everything that a command needs for one spec. Use as a context manager."""
 
-    def __init__(
-        self, *, spec: Path, state: Path | None = None, backend: str | None = None, writes: bool = False
-    ) -> None:
+    def __init__(self, chosen: Mapping[str, Any], *, writes: bool = False) -> None:
         """Load the spec and open its state; nothing is created unless `writes`.
 
-        Raises SpecInvalid, StateUnreadable, StateForeign.
+        `chosen` are arguments of `spec.load`. Raises SpecInvalid, StateUnreadable, StateForeign.
         """
-        self.spec: Spec = specfile.load(spec, environ=os.environ, backend=backend, state=state)
+        self.spec: Spec = specfile.load(environ=os.environ, **chosen)
         self.spec_digest = specfile.digest(self.spec)
         self.judge_digest = digest(
             [
@@ -68,8 +69,18 @@ class Job:
             )
         self.index.sync(self.state, [attempt for attempt, _ in self.attempts])
 
-    def plan(self) -> Plan:
-        """A plan from the state as it was read last."""
+    def plan(
+        self,
+        *,
+        target: Sequence[str] = (),
+        replace: Sequence[str] = (),
+        stat_cache: bool = True,
+    ) -> Plan:
+        """A plan from the state as it was read last, with a spool that lives as long as the job.
+
+        `target` and `replace` are globs over keys. Raises InputUnreadable, and UsageInvalid for a
+        glob that matches nothing.
+        """
         self._workspaces += 1
         workspace = self._temporary / f"plan-{self._workspaces}"
         workspace.mkdir()
@@ -79,17 +90,57 @@ class Job:
                 basis=apply.basis(self.state, self.attempts),
                 spec_digest=self.spec_digest,
                 judge_digest=self.judge_digest,
-                entries=inputs.entries(self.spec),
+                entries=inputs.entries(self.spec) if stat_cache else _unseen(inputs.entries(self.spec)),
                 read=lambda entry: inputs.read(self.spec, entry),
                 renderer=Renderer(self.spec),
                 history=self.index,
                 workspace=workspace,
                 destinations=export.look(self.spec),
                 trusted_before_ns=index.trusted_before_ns(),
+                selection=plan.Selection(
+                    target=Selector("--target", target) if target else None,
+                    replace=Selector("--replace", replace) if replace else None,
+                ),
             )
         if signatures:
             self.index.remember(signatures)
         return made
+
+    def causes(self, made: Plan) -> list[Cause]:
+        """What changed in the spec, for a plan that reruns rows because of it."""
+        digests = {str(known["spec"]) for known in self.index.components.values()} - {self.spec_digest}
+        before = [found for name in sorted(digests) if (found := self.store.spec(name)) is not None]
+        return causes.find(self.spec, made, before, specfile.resolved(self.spec))
+
+    def rows(self, made: Plan) -> Iterator[rowtable.KnownRow]:
+        """Every row of a plan, in input order."""
+        if made.rows_path is None:
+            yield from self.index.rows()
+            return
+        db = rowtable.connect(made.rows_path)
+        try:
+            yield from rowtable.rows(db)
+        finally:
+            db.close()
+
+    def changes(self, made: Plan, *, unchanged: bool = False) -> Iterator[Change]:
+        """The rows of a plan that are not unchanged, or all of them."""
+        if made.rows_path is not None:
+            db = rowtable.connect(made.rows_path)
+            try:
+                yield from rowtable.changes(db)
+                rest = rowtable.unchanged(db) if unchanged else ()
+                yield from (self._settled(row) for row in rest)
+            finally:
+                db.close()
+        elif unchanged:
+            yield from (self._settled(row) for row in self.index.rows())
+
+    def _settled(self, row: rowtable.KnownRow) -> Change:
+        ids = tuple(wanted.request_id for wanted in row.wanted)
+        if row.outcome in ("", Outcome.OK):
+            return Change(Action.UNCHANGED, row.key, ids)
+        return Change(Action.FAILED, row.key, ids, (row.outcome,))
 
     def backend(self) -> Backend:
         """The service, connected; closed with the job."""
@@ -149,18 +200,14 @@ class Job:
 
     def export(self, made: Plan) -> export.Written:
         """Write the destinations from what is stored, for the rows of a plan."""
-
-        def rows() -> Iterator[rowtable.KnownRow]:
-            if made.rows_path is None:
-                yield from self.index.rows()
-                return
-            db = rowtable.connect(made.rows_path)
-            try:
-                yield from rowtable.rows(db)
-            finally:
-                db.close()
-
-        return export.write(self.spec, self.store, rows, self.index.stored, self.index.live, self._temporary)
+        return export.write(
+            self.spec,
+            self.store,
+            lambda: self.rows(made),
+            self.index.stored,
+            self.index.live,
+            self._temporary,
+        )
 
     def __enter__(self) -> Job:
         return self
@@ -172,6 +219,11 @@ class Job:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+
+def _unseen(found: Iterator[Entry]) -> Iterator[Entry]:
+    """Entries that look like nothing known, so that every input is read."""
+    return (Entry(entry.key, entry.source, entry.path) for entry in found)
 
 
 def _relative(path: Path) -> str:

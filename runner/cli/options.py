@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,21 +28,67 @@ class Duration(click.ParamType[float]):
         return float(match[1]) * factors[match[2]]
 
 
+class Setting(click.ParamType[tuple[str, str]]):
+    """`name=value`."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """The pair."""
+        name, equals, text = str(value).partition("=")
+        if not equals or not name:
+            self.fail(f"{value!r} is not name=value", param, ctx)
+        return name, text
+
+
+_SPEC_OPTIONS = (
+    click.argument("spec", type=click.Path(path_type=Path)),
+    click.option("--env", help="Environment of the spec."),
+    click.option("--var", "variables", type=Setting(), multiple=True, help="Value of a variable."),
+    click.option(
+        "--var-file",
+        "variable_files",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="YAML or JSON file of variables.",
+    ),
+    click.option("--state", type=click.Path(path_type=Path), help="State folder instead of the spec's."),
+    click.option("--backend", help="Backend instead of the spec's: local or gemini."),
+)
+_SELECTION_OPTIONS = (
+    click.option("--target", multiple=True, metavar="GLOB", help="Only rows whose key matches."),
+    click.option(
+        "--replace", multiple=True, metavar="GLOB", help="Run these rows again, whatever is stored."
+    ),
+    click.option("--no-stat-cache", is_flag=True, help="Read every input, also those that look unchanged."),
+)
+
+
 def spec_options(function: F) -> F:
-    """SPEC and what says how to read it."""
-    for option in reversed(
-        (
-            click.argument("spec", type=click.Path(path_type=Path)),
-            click.option(
-                "--state", type=click.Path(path_type=Path), help="State folder instead of the spec's."
-            ),
-            click.option("--backend", help="Backend instead of the spec's: local or gemini."),
-        )
-    ):
+    """SPEC and what says how to read it; collected into one argument `given`."""
+    return _with(function, _SPEC_OPTIONS)
+
+
+def selection_options(function: F) -> F:
+    """What narrows a plan."""
+    return _with(function, _SELECTION_OPTIONS)
+
+
+def pick_spec(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `spec_options`, as arguments of `spec.load`."""
+    return {
+        "path": given["spec"],
+        "env": given["env"],
+        "variables": dict(given["variables"]),
+        "variable_files": given["variable_files"],
+        "state": given["state"],
+        "backend": given["backend"],
+    }
+
+
+def _with(function: F, options: tuple[Callable[[F], F], ...]) -> F:
+    for option in reversed(options):
         function = option(function)
     return function
-
-
-def pick_spec(given: dict[str, Any]) -> dict[str, Any]:
-    """The values of `spec_options`, for `Job.open`."""
-    return {name: given[name] for name in ("spec", "state", "backend")}

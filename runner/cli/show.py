@@ -24,7 +24,7 @@ def command(key: str | None, **given: Any) -> None:
     from runner.cli import terminal
     from runner.cli.job import Job
 
-    with Job(**pick_spec(given)) as job:
+    with Job(pick_spec(given)) as job:
         if key is None:
             terminal.show_lines(_summary(job))
             return

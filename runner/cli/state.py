@@ -22,7 +22,7 @@ def list_keys(**given: Any) -> None:
     """Print every key of the last finished apply with its outcome and requests, tab-separated."""
     from runner.cli.job import Job
 
-    with Job(**pick_spec(given)) as job:
+    with Job(pick_spec(given)) as job:
         for row in job.index.rows():
             ids = ",".join(wanted.request_id for wanted in row.wanted)
             click.echo(f"{row.key}\t{row.outcome or 'open'}\t{ids}")
@@ -37,7 +37,7 @@ def show(key: str | None, **given: Any) -> None:
 
     from runner.cli.job import Job
 
-    with Job(**pick_spec(given)) as job:
+    with Job(pick_spec(given)) as job:
         body: dict[str, Any]
         if key is None:
             body = {

@@ -18,7 +18,7 @@ def command(**given: Any) -> int:
     from runner.cli import terminal
     from runner.cli.job import Job
 
-    with Job(**pick_spec(given)) as job:
+    with Job(pick_spec(given)) as job:
         attempts = [attempt for attempt, _ in job.attempts]
         terminal.show_lines(view.status(job.spec, job.state, attempts, state_label=job.state_label))
         live = any(attempt.state.live for attempt in attempts)

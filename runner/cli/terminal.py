@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import click
 
@@ -56,7 +57,7 @@ def show_warnings(found: Iterable[Diagnostic]) -> None:
     """Warnings on stderr, laid out as errors are."""
     from runner import diagnostics
 
-    text = diagnostics.text(tuple(found))
+    text = diagnostics.text(found)
     if text:
         click.echo(text, err=True, nl=False)
 
@@ -67,6 +68,16 @@ def show_lines(lines: Iterable[str], *, err: bool = False) -> None:
         mark = line.strip()[:1]
         colour = _COLOURS.get(mark) if line.startswith("  ") else None
         click.echo(click.style(line, fg=colour) if colour and colours(err) else line, err=err)
+
+
+def show_json(lines: Iterable[dict[str, Any]]) -> None:
+    """JSON lines on stdout."""
+    import orjson
+
+    out = sys.stdout.buffer
+    for line in lines:
+        out.write(orjson.dumps(line) + b"\n")
+    out.flush()
 
 
 def colours(err: bool) -> bool:

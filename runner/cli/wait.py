@@ -20,10 +20,10 @@ def command(wait_timeout: float | None, lock_timeout: float, quiet: bool, **give
 
     Writes the destinations where nothing is left to submit.
     """
-    from runner.cli.apply import carry_out
+    from runner.cli.apply import Mode, carry_out
     from runner.cli.job import Job
 
-    with Job(**pick_spec(given)) as job:
+    with Job(pick_spec(given)) as job:
         if not any(attempt.state.live for attempt, _ in job.attempts):
             click.echo("Nothing in flight.")
             return Exit.CONVERGED
@@ -31,10 +31,11 @@ def command(wait_timeout: float | None, lock_timeout: float, quiet: bool, **give
         return carry_out(
             job,
             made,
-            submit=False,
-            wait=True,
-            wait_timeout_s=wait_timeout,
-            lock_timeout_s=lock_timeout,
-            max_jobs=None,
-            quiet=quiet,
+            Mode(
+                submit=False,
+                wait=True,
+                wait_timeout_s=wait_timeout,
+                lock_timeout_s=lock_timeout,
+                quiet=quiet,
+            ),
         )

@@ -20,13 +20,17 @@ _MEDIA_TOKENS = 258
 _CHARS_PER_TOKEN = 4
 
 
-class BadSchema(Exception):
-    """A response schema that no answer can be made for."""
+class Unanswerable(Exception):
+    """A request that no answer can be made for: its JSON Schema makes no sense, or it is too deep."""
 
 
 def digest(request: dict[str, Any]) -> bytes:
-    """16 bytes that stand for a canonical request."""
-    return hashlib.blake2b(orjson.dumps(request, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+    """16 bytes that stand for a canonical request. Raises Unanswerable for one that is too deep."""
+    try:
+        data = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        raise Unanswerable("the request is nested too deeply") from None
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def prompt_of(request: dict[str, Any]) -> values.Prompt:
@@ -51,7 +55,7 @@ def response(request: dict[str, Any], mark: bytes, prompt: values.Prompt) -> dic
     An answer longer than `maxOutputTokens` is cut, with finishReason MAX_TOKENS.
 
     Raises:
-        BadSchema: the request's JSON Schema makes no sense.
+        Unanswerable: the request's JSON Schema makes no sense.
     """
     config = request.get("generationConfig", {})
     seed = int.from_bytes(mark[:8], "big")
@@ -116,7 +120,7 @@ def _text(request: dict[str, Any], config: dict[str, Any], seed: int, prompt: va
         # Unsorted on purpose: the service writes properties in the order in which they were sent.
         value = values.maker(orjson.dumps(schema))(seed, prompt, 0)
     except ValueError as error:
-        raise BadSchema(str(error)) from None
+        raise Unanswerable(str(error)) from None
     if config.get("responseMimeType") == "text/x.enum" and isinstance(value, str):
         return value
     return orjson.dumps(value).decode()

@@ -215,10 +215,12 @@ def load(path: Path) -> FaultPlan:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageInvalid(f"the fault file {path} is not YAML: {error}") from error
     try:
+        if not isinstance(document, dict | None) and document != "":
+            raise UsageInvalid(f"{path}: the top level must be a mapping")
         plan = msgspec.convert(document or {}, FaultPlan, strict=False)
     except msgspec.ValidationError as error:
         raise UsageInvalid(
-            f"{path}: {str(error).replace('`$.', '`').replace('`$`', 'the top level')}"
+            f"{path}: {str(error).replace('`$.', '`')}"
         ) from error
     for problem in _problems(plan):
         raise UsageInvalid(f"{path}: {problem}")

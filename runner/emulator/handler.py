@@ -88,8 +88,11 @@ class Handler(BaseHTTPRequestHandler):
     # ------------------------------------------------------------ the way of one request
 
     def _answer(self) -> None:
-        self._unread = int(self.headers.get("Content-Length") or 0)
+        length = self.headers.get("Content-Length") or "0"
+        self._unread = int(length) if length.isdecimal() else 1
         try:
+            if not length.isdecimal():
+                raise ApiError(400, "Content-Length is not a number.")
             parts = urlsplit(self.path)
             self._query = dict(parse_qsl(parts.query))
             if "chunked" in self.headers.get("Transfer-Encoding", ""):

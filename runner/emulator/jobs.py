@@ -243,6 +243,15 @@ class Jobs:
             if not connection.execute("SELECT 1 FROM jobs WHERE id = ?", (job.id,)).fetchone():
                 self.output_path(job.id).unlink(missing_ok=True)
 
+    def fail(self, job: Job) -> None:
+        """Let a job end as FAILED, without output."""
+        ending = Ending(state="FAILED", code=13, message="Internal error encountered.", partial=0.0)
+        with self._database.write() as connection:
+            connection.execute(
+                "UPDATE jobs SET computed = 1, ending = ? WHERE id = ? AND claim = ?",
+                (msgspec.json.encode(ending), job.id, job.claim),
+            )
+
     def settle(self) -> float:
         """End what is computed and has run its time; the time at which something is due next."""
         now = time.time()

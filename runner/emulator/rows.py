@@ -47,7 +47,10 @@ class Rows:
             gone = _pin_files(request, self._digest_of)
             if gone:
                 return [self._line(row, {"error": {"code": 7, "message": _gone_message(gone)}})], False
-        mark = answers.digest(request)
+        try:
+            mark = answers.digest(request)
+        except answers.Unanswerable as error:
+            return [self._line(row, {"error": {"code": 3, "message": str(error)}})], False
         prompt = answers.prompt_of(request)
         rule = self._struck(index, row.get("key"), mark, prompt.text) if self._rules else None
         kind = rule.kind if rule else ""
@@ -60,7 +63,7 @@ class Rows:
             return [self._line(row, {"error": {"code": rule.code or 13, "message": message}})], False
         try:
             response = answers.response(request, mark, prompt)
-        except answers.BadSchema as error:
+        except answers.Unanswerable as error:
             return [self._line(row, {"error": {"code": 3, "message": str(error)}})], False
         if kind:
             response = spoils.spoil(kind, response, request)

@@ -124,7 +124,7 @@ class Service:
             return answers.response(request, answers.digest(request), answers.prompt_of(request))
         except Problem as problem:
             raise wire.bad_body(problem) from None
-        except answers.BadSchema as error:
+        except answers.Unanswerable as error:
             raise ApiError(400, str(error)) from None
 
     def count_tokens(self, model: str, version: str, body: Any) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def maker(schema: bytes) -> Make:
         raise ValueError("a schema must be an object")
     try:
         return _Builder(parsed).build(parsed, "$", "")
-    except (AttributeError, TypeError, KeyError) as error:
+    except (AttributeError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"invalid schema: {error}") from None
 
 
@@ -273,19 +273,14 @@ def _enum_maker(schema: dict[str, Any], path: str) -> Make:
     for value in values:
         if isinstance(value, str) and value.strip():
             plain = value.strip().lower()
-            spaced = plain.replace("_", " ")
-            # Whole words only: "bug" must not be found in "debugging".
-            whole = re.compile(rf"(?<!\w)(?:{re.escape(spaced)}|{re.escape(plain)})(?!\w)")
-            words.append((value, spaced, plain, whole))
+            words.append((value, {plain, plain.replace("_", " ")}))
 
     def make(seed: int, prompt: Prompt, depth: int) -> Any:
         text = prompt.lower
         best: list[Any] = values
         most = 0
-        for value, spaced, plain, whole in words:
-            if spaced not in text and plain not in text:
-                continue
-            count = len(whole.findall(text))
+        for value, spellings in words:
+            count = sum([_occurrences(text, spelling) for spelling in spellings])
             if count > most:
                 best, most = [value], count
             elif count and count == most:
@@ -293,6 +288,19 @@ def _enum_maker(schema: dict[str, Any], path: str) -> Make:
         return best[draw(seed, salt) % len(best)]
 
     return make
+
+
+def _occurrences(text: str, word: str) -> int:
+    """How often a word stands in a text; "bug" does not stand in "debugging"."""
+    count = 0
+    place = text.find(word)
+    while place >= 0:
+        end = place + len(word)
+        before, after = text[place - 1 : place], text[end : end + 1]
+        if not (before.isalnum() or after.isalnum() or before == "_" or after == "_"):
+            count += 1
+        place = text.find(word, end)
+    return count
 
 
 def _number_maker(schema: dict[str, Any], path: str, name: str, *, whole: bool) -> Make:

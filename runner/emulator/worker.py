@@ -8,6 +8,7 @@ its record does not say.
 from __future__ import annotations
 
 import random
+import sqlite3
 import sys
 import threading
 import time
@@ -64,7 +65,7 @@ class Worker:
                     self._compute(job)
                 due = self._jobs.settle()
             except Exception:
-                # A job that cannot be computed stays RUNNING and is tried again; the rest goes on.
+                # A full disk or a locked database: the job is tried again once its claim is over.
                 traceback.print_exc(file=sys.stderr)
                 due = time.time() + _LOOK_S
             self._wake.wait(min(_LOOK_S, max(0.001, due - time.time())))
@@ -92,6 +93,12 @@ class Worker:
             # Deleting a job takes its files away under the worker.
             if self._jobs.renew(job):
                 raise
+        except (OSError, sqlite3.Error):
+            raise
+        except Exception:
+            # A bug of the emulator: trying the same rows for ever would look like a busy service.
+            traceback.print_exc(file=sys.stderr)
+            self._jobs.fail(job)
         finally:
             scratch.unlink(missing_ok=True)
             shuffled.unlink(missing_ok=True)

@@ -1,18 +1,17 @@
 """Files found by a glob, as text rows.
 
-`*`, `?` and `[...]` match within one path part, `**` any number of folders. Hidden files and
-folders, the state and the destinations are never inputs.
+Hidden files and folders, the state and the destinations are never inputs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from runner import globs
 from runner.errors import InputUnreadable
 from runner.model import BadRow, Entry, FilesSource, Row, Spec
 
@@ -34,8 +33,6 @@ MIME_TYPES = {
 }
 """Shipped, because the machine's own table differs from machine to machine."""
 
-_MAGIC = re.compile(r"[*?\[]")
-
 
 def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
     """The files of one source, sorted by key (by code point), each with its signature.
@@ -44,12 +41,12 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
         InputUnreadable: a folder cannot be listed, or a link leads out of the spec's folder.
     """
     folder = str(spec.folder)
-    literal, rest = _literal_prefix(source.glob)
+    literal, rest = globs.split(source.glob)
     start = os.path.normpath(os.path.join(folder, literal)) if literal else folder
     base = os.path.relpath(start, folder).replace(os.sep, "/")
     prefix = "" if base == "." else f"{base}/"
-    wanted = _regex(rest)
-    excluded = [_regex(pattern) for pattern in source.exclude]
+    wanted = globs.compile_glob(rest)
+    excluded = [globs.compile_glob(pattern) for pattern in source.exclude]
     never = {os.path.realpath(spec.state)}
     never.update(os.path.realpath(os.path.join(folder, d.path)) for d in spec.destinations)
     recursive = "**" in rest.split("/")
@@ -111,11 +108,6 @@ def read(source: FilesSource, entry: Entry) -> Row | BadRow:
     return Row(entry.key, fields, hashlib.sha256(data).hexdigest())
 
 
-def glob_matches(pattern: str, key: str) -> bool:
-    """Whether a key matches a glob, with the rules of this module."""
-    return _regex(pattern).fullmatch(key) is not None
-
-
 def _walk(
     folder: str,
     prefix: str,
@@ -161,43 +153,3 @@ def _sort_name(entry: os.DirEntry[str]) -> str:
 
 def _is_inside(path: str, folder: str) -> bool:
     return Path(path).is_relative_to(folder)
-
-
-def _literal_prefix(glob: str) -> tuple[str, str]:
-    """Split a glob into the folder that needs no matching and the rest."""
-    parts = glob.split("/")
-    count = 0
-    while count < len(parts) - 1 and not _MAGIC.search(parts[count]):
-        count += 1
-    return "/".join(parts[:count]) or ("/" if glob.startswith("/") else ""), "/".join(parts[count:])
-
-
-def _regex(glob: str) -> re.Pattern[str]:
-    parts = unicodedata.normalize("NFC", glob).split("/")
-    pattern = ""
-    for position, part in enumerate(parts):
-        last = position == len(parts) - 1
-        if part == "**":
-            pattern += ".*" if last else "(?:[^/]+/)*"
-        else:
-            pattern += _part_regex(part) + ("" if last else "/")
-    return re.compile(pattern, re.DOTALL)
-
-
-def _part_regex(part: str) -> str:
-    out, at = "", 0
-    while at < len(part):
-        char = part[at]
-        close = part.find("]", at + 2) if char == "[" else -1
-        if char == "*":
-            out += "[^/]*"
-        elif char == "?":
-            out += "[^/]"
-        elif close > 0:
-            body = part[at + 1 : close].replace("\\", "\\\\")
-            out += f"[^/{body[1:]}]" if body[0] in "!^" else f"[{body}]"
-            at = close
-        else:
-            out += re.escape(char)
-        at += 1
-    return out

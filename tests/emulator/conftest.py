@@ -21,11 +21,13 @@ from runner.emulator.server import Server, serve
 MODEL = "gemini-3.5-flash-lite"
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY", "GOOGLE_GENAI_USE_VERTEXAI"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(autouse=True, scope="session")
+def no_proxy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY", "GOOGLE_GENAI_USE_VERTEXAI"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 class Driver:
@@ -59,7 +61,11 @@ class Driver:
                 return error.code, json.loads(error.read())
 
     def upload(self, lines: list[Any] | bytes, name: str | None = None) -> types.File:
-        data = lines if isinstance(lines, bytes) else b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        data = (
+            lines
+            if isinstance(lines, bytes)
+            else b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        )
         path = self.folder / f"in-{os.urandom(4).hex()}.jsonl"
         path.write_bytes(data)
         config: dict[str, Any] = {"mime_type": "jsonl", "display_name": "shard"}
@@ -136,3 +142,28 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
 @pytest.fixture
 def emulator(start: Callable[..., Driver]) -> Driver:
     return start()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """One emulator for many tests that leave no jobs behind."""
+    folder = tmp_path_factory.mktemp("shared")
+    server = serve(folder / "emulator", 0, None)
+    driver = Driver(server.url, folder)
+    yield driver
+    driver.close()
+    server.close()
+
+
+@pytest.fixture
+def driver_for(tmp_path: Path) -> Iterator[Callable[[str], Driver]]:
+    """Point a driver at an emulator that runs in another process."""
+    drivers: list[Driver] = []
+
+    def point(url: str) -> Driver:
+        drivers.append(Driver(url, tmp_path))
+        return drivers[-1]
+
+    yield point
+    for driver in drivers:
+        driver.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 
 import jsonschema_rs
 import orjson
@@ -59,7 +60,12 @@ SCHEMAS = [
     },
     TREE,
     {
-        "$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}, "v": {"type": "number"}}}},
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {"next": {"$ref": "#/$defs/node"}, "v": {"type": "number"}},
+            }
+        },
         "type": "object",
         "properties": {"head": {"$ref": "#/$defs/node"}},
         "required": ["head"],
@@ -135,7 +141,9 @@ def test_answers_conform_to_response_schemas_over_http(emulator, line, schema):
 
 def test_the_same_request_gets_the_same_answer_however_it_is_written(start, line):
     schema = {"type": "OBJECT", "properties": {"b": {"type": "STRING"}, "a": {"type": "NUMBER"}}}
-    camel = line("x", "Tell me about the weather.", responseMimeType="application/json", responseSchema=schema)
+    camel = line(
+        "x", "Tell me about the weather.", responseMimeType="application/json", responseSchema=schema
+    )
     snake = {
         "request": {
             "generation_config": {
@@ -159,7 +167,9 @@ def test_an_upload_counts_by_its_bytes_not_by_its_address(emulator, start):
         path.write_bytes(data)
         file = driver.client.files.upload(file=str(path))
         part = {"fileData": {"fileUri": file.uri, "mimeType": "image/png"}}
-        _, output = driver.run([{"key": "a", "request": {"contents": [{"parts": [part, {"text": "What?"}]}]}}])
+        _, output = driver.run(
+            [{"key": "a", "request": {"contents": [{"parts": [part, {"text": "What?"}]}]}}]
+        )
         return output[0]["response"]
 
     other = start(folder="other")
@@ -231,7 +241,16 @@ def test_a_json_schema_that_makes_no_sense_fails_its_row(emulator, line):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["^a*b?c+$", "^[a-f0-9]{8}$", "\\d{2,3}", "^x|y$", "^(?:ab){2}[^\\d]$", "^\\w+@\\w+\\.com$", "\\u0041b", "^[]a]$"],
+    [
+        "^a*b?c+$",
+        "^[a-f0-9]{8}$",
+        "\\d{2,3}",
+        "^x|y$",
+        "^(?:ab){2}[^\\d]$",
+        "^\\w+@\\w+\\.com$",
+        "\\u0041b",
+        "^[]a]$",
+    ],
 )
 def test_patterns_are_met(pattern):
     for seed in range(50):
@@ -248,10 +267,8 @@ def test_strange_patterns_do_no_harm(pattern):
     assert found is None or re.search(pattern, found)
 
 
-def test_answers_are_made_at_ten_thousand_a_second():
+def test_answers_are_made_quickly():
     """A floor well under the measured speed, so that a slow machine does not fail it."""
-    import time
-
     lines = [orjson.dumps({"request": make_request(f"Row {n} says this and that.")}) for n in range(4000)]
     best = 0.0
     for _ in range(3):

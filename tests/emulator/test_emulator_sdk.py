@@ -109,7 +109,9 @@ def test_files_are_listed_in_pages_and_deleted_once(emulator, line):
 def test_batches_are_listed_newest_first_in_pages(emulator, line):
     file = emulator.upload([line("a", "x")])
     names = [
-        emulator.client.batches.create(model=emulator.model, src=file.name, config={"display_name": f"j{n}"}).name
+        emulator.client.batches.create(
+            model=emulator.model, src=file.name, config={"display_name": f"j{n}"}
+        ).name
         for n in range(5)
     ]
     listed = list(emulator.client.batches.list(config={"page_size": 2}))
@@ -219,7 +221,14 @@ def test_every_api_version_is_served(start, line, version):
 
 @pytest.mark.parametrize(
     "model",
-    ["gemini-1.5-flash", "gemini-2.0-flash-lite", "gpt-4", "gemini-embedding-001", "tunedModels/x", "models/nope"],
+    [
+        "gemini-1.5-flash",
+        "gemini-2.0-flash-lite",
+        "gpt-4",
+        "gemini-embedding-001",
+        "tunedModels/x",
+        "models/nope",
+    ],
 )
 def test_an_unknown_model_is_not_found(emulator, line, model):
     file = emulator.upload([line("a", "x")])
@@ -262,9 +271,14 @@ def test_expired_files_vanish(start, line):
     time.sleep(0.1)
     assert driver.http("GET", file.name)[0] == 403
     assert driver.http("GET", "files")[1] == {}
-    assert driver.http("POST", f"models/{driver.model}:batchGenerateContent", {
-        "batch": {"inputConfig": {"fileName": file.name}}
-    })[0] == 404
+    assert (
+        driver.http(
+            "POST",
+            f"models/{driver.model}:batchGenerateContent",
+            {"batch": {"inputConfig": {"fileName": file.name}}},
+        )[0]
+        == 404
+    )
 
 
 def test_a_wrong_offset_is_refused_and_the_upload_goes_on(emulator):

@@ -74,14 +74,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("request_body", "words"), REFUSED, ids=[str(n) for n in range(len(REFUSED))])
-def test_a_bad_request_is_refused_on_its_line(emulator, request_body, words):
-    file = emulator.upload([{"key": "a", "request": OK}, {"key": "b", "request": request_body}])
+def test_a_bad_request_is_refused_on_its_line(shared, request_body, words):
+    file = shared.upload([{"key": "a", "request": OK}, {"key": "b", "request": request_body}])
     with pytest.raises(errors.ClientError) as caught:
-        emulator.client.batches.create(model=emulator.model, src=file.name)
+        shared.client.batches.create(model=shared.model, src=file.name)
     assert (caught.value.code, caught.value.status) == (400, "INVALID_ARGUMENT")
     assert caught.value.message.startswith("Error on line 2: invalid JSON, near column ")
     assert words in caught.value.message
-    assert emulator.http("GET", "batches")[1] == {}
+    assert shared.http("GET", "batches")[1] == {}
 
 
 @pytest.mark.parametrize(
@@ -98,19 +98,19 @@ def test_a_bad_request_is_refused_on_its_line(emulator, request_body, words):
         (b"", "no requests"),
     ],
 )
-def test_a_bad_file_is_refused(emulator, data, words):
-    file = emulator.upload(data)
+def test_a_bad_file_is_refused(shared, data, words):
+    file = shared.upload(data)
     with pytest.raises(errors.ClientError) as caught:
-        emulator.client.batches.create(model=emulator.model, src=file.name)
+        shared.client.batches.create(model=shared.model, src=file.name)
     assert caught.value.code == 400
     assert words in caught.value.message
 
 
-def test_the_column_is_where_the_problem_is(emulator):
+def test_the_column_is_where_the_problem_is(shared):
     text = json.dumps({"key": "a", "request": {**OK, "systemInstruction": [1]}})
-    file = emulator.upload(text.encode())
+    file = shared.upload(text.encode())
     with pytest.raises(errors.ClientError) as caught:
-        emulator.client.batches.create(model=emulator.model, src=file.name)
+        shared.client.batches.create(model=shared.model, src=file.name)
     assert f"near column {text.index('[1]') + 1}:" in caught.value.message
 
 
@@ -122,7 +122,9 @@ ACCEPTED = [
     {**OK, "tools": [{"googleSearch": {}}, {"codeExecution": {}}, {"urlContext": {}}]},
     {**OK, "safety_settings": [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}]},
     with_config(thinkingConfig={"thinking_level": "LOW"}, mediaResolution="MEDIA_RESOLUTION_LOW", topK=40),
-    with_schema({"type": "object", "properties": {"a": {"type": "string", "format": "date"}}, "required": ["a"]}),
+    with_schema(
+        {"type": "object", "properties": {"a": {"type": "string", "format": "date"}}, "required": ["a"]}
+    ),
     with_schema({"anyOf": [{"type": "STRING"}, {"type": "NULL"}]}),
     with_config(**JSON, responseJsonSchema={"type": ["string", "null"], "unheardOf": 1}),
     with_config(responseMimeType="text/x.enum", responseSchema={"type": "STRING", "enum": ["a", "b"]}),
@@ -149,7 +151,7 @@ def test_inline_and_synchronous_problems_name_their_place(emulator):
     status, answer = emulator.http("POST", f"{path}:batchGenerateContent", body)
     assert status == 400
     assert answer["error"]["message"] == (
-        "Invalid JSON payload received. Unknown name \"thinking_config\" at "
+        'Invalid JSON payload received. Unknown name "thinking_config" at '
         "'batch.input_config.requests.requests[1].request': Cannot find field."
     )
     status, answer = emulator.http("POST", f"{path}:generateContent", {"contents": []})
@@ -170,22 +172,43 @@ def test_inline_and_synchronous_problems_name_their_place(emulator):
         {"inputConfig": {"fileName": "files/a"}, "colour": "red"},
     ],
 )
-def test_a_bad_create_body_is_refused(emulator, batch):
-    assert emulator.http("POST", f"models/{emulator.model}:batchGenerateContent", {"batch": batch})[0] == 400
+def test_a_bad_create_body_is_refused(shared, batch):
+    assert shared.http("POST", f"models/{shared.model}:batchGenerateContent", {"batch": batch})[0] == 400
 
 
 def test_an_inline_batch_above_20_mb_is_refused(emulator):
     big = {"contents": [{"parts": [{"text": "x" * (21 << 20)}]}]}
     body = {"batch": {"inputConfig": {"requests": {"requests": [{"request": big}]}}}}
-    with pytest.raises((ConnectionError, OSError, AssertionError)) as caught:
+    try:
         status, answer = emulator.http("POST", f"models/{emulator.model}:batchGenerateContent", body)
-        raise AssertionError((status, answer["error"]["message"]))
-    assert isinstance(caught.value, OSError) or "(400, 'Request payload size exceeds" in str(caught.value)
+    except OSError:
+        # The answer was sent before the body was read, which some clients report as a broken pipe.
+        pass
+    else:
+        assert (status, answer["error"]["status"]) == (400, "INVALID_ARGUMENT")
+    assert emulator.http("GET", "batches")[1] == {}
 
 
-def test_unknown_paths_are_not_found(emulator):
-    assert emulator.http("GET", "models")[0] == 404
-    assert emulator.http("POST", "files/x")[0] == 404
-    assert emulator.http("GET", "batches/nothing")[0] == 404
-    assert emulator.http("DELETE", "batches/nothing")[0] == 404
-    assert emulator.http("GET", "files/batch-nothing:download?alt=media")[0] == 404
+@pytest.mark.parametrize("depth", [200, 300, 1000])
+def test_deep_schemas_end_as_row_errors_or_refusals(emulator, depth):
+    text = json.dumps({"key": "a", "request": with_config(**JSON, responseJsonSchema="HERE")})
+    nested = '{"type": "array", "items": ' * depth + '{"type": "string"}' + "}" * depth
+    file = emulator.upload(text.replace('"HERE"', nested).encode() + b"\n")
+    status, answer = emulator.http(
+        "POST",
+        f"models/{emulator.model}:batchGenerateContent",
+        {"batch": {"inputConfig": {"fileName": file.name}}},
+    )
+    if status == 200:
+        operation = emulator.wait(answer["name"])
+        assert operation["metadata"]["state"] == "BATCH_STATE_SUCCEEDED"
+    else:
+        assert status == 400
+
+
+def test_unknown_paths_are_not_found(shared):
+    assert shared.http("GET", "models")[0] == 404
+    assert shared.http("POST", "files/x")[0] == 404
+    assert shared.http("GET", "batches/nothing")[0] == 404
+    assert shared.http("DELETE", "batches/nothing")[0] == 404
+    assert shared.http("GET", "files/batch-nothing:download?alt=media")[0] == 404

@@ -1,0 +1,48 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+SPEC := specs/tickets.yaml
+
+.PHONY: demo test check fix bench lock clean
+
+# Everything below stands on the environment; it is made once and again when the lock changes.
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch .venv/ready
+
+# The main job on the local emulator, on real documents: plan, apply, apply again, records.
+demo: .venv/ready
+	rm -rf specs/.gbrun/tickets specs/out/tickets.jsonl specs/out/tickets.errors.jsonl
+	$(BIN)/gbrun plan $(SPEC)
+	$(BIN)/gbrun apply $(SPEC) --auto-approve
+	$(BIN)/gbrun apply $(SPEC) --auto-approve
+	head -n 3 specs/out/tickets.jsonl
+	@echo "specs/out/tickets.jsonl holds the records; they are the emulator's answers, not a model's."
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/ready
+	$(BIN)/python bench/plan.py
+
+# Writes requirements.lock anew from the ranges in pyproject.toml.
+lock: .venv/ready
+	$(BIN)/python -m pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --extra dev --generate-hashes --strip-extras --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --allow-unsafe --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv build dist

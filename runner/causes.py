@@ -1,0 +1,77 @@
+"""What changed in the spec since rows last ran, as line diffs. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from runner.model import Action, Json, Plan, Spec
+
+_MAX_LINES = 24
+_CONTEXT_LINES = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """A part of the spec that changed."""
+
+    component: str
+    place: str
+    """`file:line`."""
+    lines: tuple[str, ...]
+    """Each with `- `, `+ ` or two spaces in front; a gap is `...`."""
+
+
+def find(spec: Spec, made: Plan, before: Iterable[Json], now: Mapping[str, Json]) -> list[Cause]:
+    """The causes of a plan's reruns: for each component named as a reason, what it was and is.
+
+    `before` are the resolved specs that rows of the last apply ran under, `now` this one.
+    """
+    named = {reason for (action, reasons) in made.reasons if action is Action.RERUN for reason in reasons}
+    causes = []
+    for component in made.components:
+        if component not in named:
+            continue
+        for old in before:
+            lines = _diff(_lines(component, old), _lines(component, now))
+            if lines:
+                causes.append(Cause(component, _place(spec, component), lines))
+                break
+    return causes
+
+
+def _place(spec: Spec, component: str) -> str:
+    template = {"prompt": spec.prompt, "system_instruction": spec.system_instruction}.get(component)
+    if template is not None:
+        return f"{template.path}:{template.line}"
+    line = spec.lines.get(component)
+    return f"{spec.path.name}:{line}" if line else spec.path.name
+
+
+def _lines(component: str, resolved: Mapping[str, Json]) -> list[str]:
+    value = resolved.get(component)
+    if isinstance(value, Mapping) and component in ("prompt", "system_instruction"):
+        value = value.get("text", "")
+    if value is None or value == {} or value == []:
+        return []
+    if isinstance(value, str):
+        return value.splitlines()
+    return json.dumps(value, indent=2, ensure_ascii=False).splitlines()
+
+
+def _diff(old: list[str], new: list[str]) -> tuple[str, ...]:
+    lines: list[str] = []
+    for line in difflib.unified_diff(old, new, lineterm="", n=_CONTEXT_LINES):
+        if line.startswith(("---", "+++")):
+            continue
+        if line.startswith("@@"):
+            if lines:
+                lines.append("...")
+            continue
+        lines.append(f"{line[0]} {line[1:]}")
+    if len(lines) > _MAX_LINES:
+        rest = len(lines) - _MAX_LINES
+        lines = [*lines[:_MAX_LINES], f"... {rest:,} more lines"]
+    return tuple(lines)

@@ -1,0 +1,94 @@
+"""Glob patterns over keys. Pure.
+
+`*`, `?` and `[...]` match within one part of a path, `**` any number of parts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from runner.errors import UsageInvalid
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+def split(glob: str) -> tuple[str, str]:
+    """The folder that needs no matching, and the rest of the pattern."""
+    parts = glob.split("/")
+    count = 0
+    while count < len(parts) - 1 and not _MAGIC.search(parts[count]):
+        count += 1
+    literal = "/".join(parts[:count])
+    return literal or ("/" if glob.startswith("/") else ""), "/".join(parts[count:])
+
+
+def compile_glob(glob: str) -> re.Pattern[str]:
+    """The pattern as a regular expression for whole keys (NFC, with `/`)."""
+    parts = unicodedata.normalize("NFC", glob).split("/")
+    pattern = ""
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        if part == "**":
+            pattern += ".*" if last else "(?:[^/]+/)*"
+        else:
+            pattern += _part(part) + ("" if last else "/")
+    return re.compile(pattern, re.DOTALL)
+
+
+def matches(glob: str, key: str) -> bool:
+    """Whether a key matches a glob."""
+    return compile_glob(glob).fullmatch(key) is not None
+
+
+def _part(part: str) -> str:
+    out, at = "", 0
+    while at < len(part):
+        char = part[at]
+        close = part.find("]", at + 2) if char == "[" else -1
+        if char == "*":
+            out += "[^/]*"
+        elif char == "?":
+            out += "[^/]"
+        elif close > 0:
+            body = part[at + 1 : close].replace("\\", "\\\\")
+            out += f"[^/{body[1:]}]" if body[0] in "!^" else f"[{body}]"
+            at = close
+        else:
+            out += re.escape(char)
+        at += 1
+    return out
+
+
+class Selector:
+    """Patterns that pick rows by key, and which of them picked any."""
+
+    def __init__(self, option: str, patterns: Iterable[str]) -> None:
+        """`option` names where the patterns came from, for the error."""
+        self._option = option
+        self._patterns = [(pattern, compile_glob(pattern)) for pattern in patterns]
+        self._used: set[str] = set()
+        self._near: list[str] = []
+
+    def matches(self, key: str) -> bool:
+        """Whether any pattern picks this key."""
+        found = False
+        for text, pattern in self._patterns:
+            if pattern.fullmatch(key):
+                self._used.add(text)
+                found = True
+        if not found and len(self._near) < 1000:
+            self._near.append(key)
+        return found
+
+    def check(self) -> None:
+        """Raises UsageInvalid for a pattern that picked nothing."""
+        for text, _ in self._patterns:
+            if text not in self._used:
+                near = difflib.get_close_matches(text, self._near, n=1, cutoff=0.5)
+                raise UsageInvalid(
+                    f"{self._option} {text!r} matches no key",
+                    hint=f"did you mean {near[0]!r}?" if near else "gbrun state list SPEC prints the keys",
+                )

@@ -1,0 +1,88 @@
+"""The templates of a spec: their text, the place it was written at, and whether it is a template."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from runner.errors import Diagnostic
+from runner.model import Template
+from runner.specpaths import SpecPaths
+from runner.tree import Tree
+from runner.yamlfile import Mark, Place, Source
+
+
+def read(tree: Tree, paths: SpecPaths, key: str) -> Template | None:
+    """The template under a top-level key, from the spec or from its own file.
+
+    None where there is none, or after reporting that it cannot be read. A folded or quoted text of
+    several lines has its first line's place, and no better one for the others.
+    """
+    if not tree.sound(key):
+        return None
+    value = tree.get(key)
+    if isinstance(value, str):
+        mark = tree.marks[(key,)]
+        line, column = _text_start(mark, value)
+        path = paths.relative(os.path.abspath(mark.source.path))
+        template = Template(text=value, path=path, line=line, column=column)
+        _parse(tree, (key,), template, mark.source)
+        return template
+    found = paths.text((key, "file"), value["file"])
+    if found is None:
+        return None
+    text, source = found
+    tree.marks[(key, "text")] = Mark(source=source, line=1, column=1, length=len(source.lines[0]))
+    template = Template(text=text, path=paths.relative(os.path.join(paths.folder, value["file"])), line=1)
+    _parse(tree, (key, "file"), template, source)
+    return template
+
+
+def locate(template: Template, source: Source, line: int, **rest: Any) -> Diagnostic:
+    """A diagnostic at a line of a template, 1-based within its text; the whole line is underlined."""
+    at = template.line + max(line, 1) - 1
+    snippet = source.lines[at - 1] if at <= len(source.lines) else ""
+    return Diagnostic(
+        path=source.path,
+        line=at,
+        column=len(snippet) - len(snippet.lstrip()) + 1,
+        length=max(1, len(snippet.strip())),
+        snippet=snippet,
+        **rest,
+    )
+
+
+def _parse(tree: Tree, place: Place, template: Template, source: Source) -> None:
+    # Jinja takes 60 ms to import, and --help needs none of it.
+    import jinja2
+    from jinja2 import nodes
+
+    from runner.sandbox import CompiledTemplate, TemplateFailed
+
+    where = str(place[0])
+    try:
+        CompiledTemplate(template.text)
+    except TemplateFailed as failed:
+        message = f"template: {failed.message}"
+        tree.add(place, locate(template, source, failed.line, code="GB301", message=message, where=where))
+        return
+    others = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+    for node in jinja2.Environment().parse(template.text).find_all(others):
+        tag = {"FromImport": "from ... import"}.get(type(node).__name__, type(node).__name__.lower())
+        message = f"template: `{tag}` reads another template"
+        hint = "templates read no files: write the text here, or pass it as a variable"
+        found = locate(template, source, node.lineno, code="GB302", message=message, where=where, hint=hint)
+        tree.add(place, found)
+
+
+def _text_start(mark: Mark, text: str) -> tuple[int, int]:
+    """Line and column at which the first line of a text value stands."""
+    if mark.style not in ("|", ">"):
+        return mark.line, mark.column + (1 if mark.style else 0)
+    lines = mark.source.lines
+    for number, line in enumerate(text.split("\n")):
+        at = mark.line + number
+        if line.strip() and at < len(lines):
+            written = len(lines[at]) - len(lines[at].lstrip(" "))
+            return mark.line + 1, written - (len(line) - len(line.lstrip(" "))) + 1
+    return mark.line + 1, 1
