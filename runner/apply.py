@@ -540,7 +540,7 @@ class Apply:
         try:
             for row in rowtable.rows(db, order=order):
                 outcome = export.row_outcome(row, self._index.stored)
-                yield replace(row, outcome=outcome)
+                yield row._replace(outcome=outcome)
         finally:
             db.close()
 

@@ -103,6 +103,10 @@ class Index:
         """Rows of the last snapshot, by `ordinal` or by `key`."""
         return rowtable.rows(self._db, from_ordinal, order)
 
+    def glances(self, from_ordinal: int = 0) -> Iterator[rowtable.Glance]:
+        """Rows of the last snapshot by ordinal, as far as it takes to see that nothing changed."""
+        return rowtable.glances(self._db, from_ordinal)
+
     def row(self, key: str) -> KnownRow | None:
         """The last snapshot's row with this key."""
         return rowtable.row(self._db, key)

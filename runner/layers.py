@@ -75,10 +75,12 @@ def _parent(
     else:
         seen.add(real)
         parent = read(path, Path(os.path.normpath(path)).as_posix())
-        found.extend(parent.problems)
+        if parent.problems and not parent.source.lines:
+            refuse(parent.problems[0].message)
+        else:
+            found.extend(parent.problems)
         if parent.value is not None:
             return parent
-        refuse(f'"{written}" cannot be used: see what is said about it')
     return None
 
 

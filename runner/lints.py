@@ -8,6 +8,7 @@ import fnmatch
 import functools
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,7 +252,7 @@ def _templates(spec: Spec) -> Iterator[Diagnostic]:
             line = template.text.count("\n", 0, match.start()) + 1
             message = f"{match[0]} is not replaced in a template"
             hint = f"write {{{{ {match[1]} }}}}"
-            yield _in_template(spec, key, template, line, "GB913", message, hint)
+            yield _in_template(spec, key, template, line, "GB913", message, hint, match[0])
     if not reads_input:
         message = "the prompt uses nothing of the input: every row asks the same"
         yield _at(
@@ -305,7 +306,8 @@ def _unknown_names(spec: Spec, key: str, template: Template, tree: nodes.Templat
                 or f"{owner} has {', '.join(fields) or 'nothing: no variable is declared'}"
             )
             message = f'"{owner}.{name}" does not exist'
-            yield _in_template(spec, key, template, node.lineno, "GB907", message, hint)
+            written = f"{owner}.{name}"
+            yield _in_template(spec, key, template, node.lineno, "GB907", message, hint, written)
     inside = {"loop", "caller", "varargs", "kwargs", "self", "super"}
     for name_node in tree.find_all(nodes.Name):
         name = name_node.name
@@ -314,12 +316,14 @@ def _unknown_names(spec: Spec, key: str, template: Template, tree: nodes.Templat
         hint = suggest(name, _SEES) or "a template sees input, var and env"
         if name in FILE_FIELDS or name in spec.variables:
             hint = f"write {'input' if name in FILE_FIELDS else 'var'}.{name}"
-        yield _in_template(spec, key, template, name_node.lineno, "GB907", f'"{name}" is not defined', hint)
+        message = f'"{name}" is not defined'
+        yield _in_template(spec, key, template, name_node.lineno, "GB907", message, hint, name)
 
 
 def _in_template(
-    spec: Spec, key: str, template: Template, line: int, code: str, message: str, hint: str
+    spec: Spec, key: str, template: Template, line: int, code: str, message: str, hint: str, written: str
 ) -> Diagnostic:
+    """A warning at a line of a template; what is `written` there is underlined where it is found."""
     marks = spec.origin.marks if spec.origin else {}
     mark = marks.get((key, "text")) or marks.get((key,))
     if mark is None:
@@ -327,6 +331,8 @@ def _in_template(
         return Diagnostic(
             code=code, message=message, path=template.path, line=at, column=1, hint=hint, severity="warning"
         )
-    return locate_in_template(
+    found = locate_in_template(
         template, mark.source, line, code=code, message=message, hint=hint, where=key, severity="warning"
     )
+    word = re.search(rf"(?<![\w.]){re.escape(written)}(?!\w)", found.snippet)
+    return replace(found, column=word.start() + 1, length=len(written)) if word else found

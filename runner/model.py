@@ -10,7 +10,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from runner.tree import Origin
@@ -154,9 +154,8 @@ class Spec:
 # ---------------------------------------------------------------- rows and requests
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One input found, not yet read."""
+class Entry(NamedTuple):
+    """One input found, not yet read. A tuple, because there is one per file of a walk."""
 
     key: str
     """Stable name, NFC, with `/`."""

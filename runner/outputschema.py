@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from runner.model import Json
-from runner.shape import shown, suggest
+from runner.shape import expected, shown, suggest
 from runner.yamlfile import Place
 
 Report = Callable[[Place, str, str, str], None]
@@ -68,16 +68,18 @@ def _bad_pattern(place: Place, pattern: str) -> tuple[Place, str, str, str]:
 
 def _metaschema_problem(error: Any) -> tuple[Place, str, str, str]:
     place = tuple(error.absolute_path)
-    name = f'"{place[-1]}"' if place else "the schema"
+    name = (
+        "this item" if place and isinstance(place[-1], int) else f'"{place[-1]}"' if place else "the schema"
+    )
     if place and place[-1] == "type" and error.validator == "anyOf":
         types = ("string", "number", "integer", "boolean", "array", "object", "null")
         message = f"{name} must be one of {', '.join(types)}; it is {shown(error.instance)}"
         hint = suggest(error.instance, types) if isinstance(error.instance, str) else ""
         return place, "GB311", message, hint
     if error.validator == "type":
-        types = error.validator_value
-        expected = types if isinstance(types, str) else " or ".join(types)
-        return place, "GB311", f"{name} must be {expected}, not {shown(error.instance)}", ""
+        given = error.validator_value
+        words = expected([given] if isinstance(given, str) else given)
+        return place, "GB311", f"{name} must be {words}, not {shown(error.instance)}", ""
     return place, "GB311", f"{name} is not valid JSON Schema: {error.message[:200]}", ""
 
 

@@ -35,12 +35,13 @@ from runner.model import (
     Wanted,
 )
 from runner.render import COMPONENTS, digest
-from runner.rowtable import KnownRow
+from runner.rowtable import Glance, KnownRow
 from runner.shard import ShardWriter
 
 Signature = tuple[int, int, int, int]
 """(byte size, mtime_ns, ctime_ns, inode) of an input file."""
 SAMPLE_COUNT = 3
+_OK = str(Outcome.OK)
 _BAD_ROWS_SHOWN = 20
 
 
@@ -69,6 +70,10 @@ class History(Protocol):
 
     def rows(self, from_ordinal: int = 0) -> Iterator[KnownRow]:
         """Rows of the last finished apply, by ordinal."""
+        ...
+
+    def glances(self, from_ordinal: int = 0) -> Iterator[Glance]:
+        """The same, as far as it takes to see that nothing changed."""
         ...
 
     def row(self, key: str) -> KnownRow | None:
@@ -228,11 +233,15 @@ class _Planner:
         self._path = workspace / "plan.sqlite"
         self._db: sqlite3.Connection | None = None
         self._writer = ShardWriter(workspace, spec.shards)
-        self._cursor = history.rows()
+        self._cursor = history.glances()
         self._head = next(self._cursor, None)
         self._seen = bytearray(history.row_count)
         self._settled = history.settled
+        self._quick = self._settled and selection == Selection()
+        """Whether a row that looks as it did needs no further look."""
         self._ordinal = 0
+        self._glanced = 0
+        """Rows that were unchanged at a glance; in no other count until the end."""
         self._counts: Counter[Action] = Counter()
         self._failed: Counter[str] = Counter()
         self._tokens: set[str] = set()
@@ -244,6 +253,24 @@ class _Planner:
     # ------------------------------------------------------------ one row
 
     def add(self, entry: Entry) -> None:
+        head = self._head
+        if (
+            self._quick
+            and head is not None
+            and head[1] == entry.key
+            and head[0] == self._ordinal
+            and head[2] == self._components_id
+            and head[4:] == entry.signature
+        ):
+            # Most rows of most plans end here: nothing is read, looked up or written down.
+            self._seen[self._ordinal] = 1
+            self._head = next(self._cursor, None)
+            self._ordinal += 1
+            if head[3] == _OK:
+                self._glanced += 1
+            else:
+                self._settle(head[3])
+            return
         prior = self._match(entry.key)
         if self._selection.target is not None and not self._selection.target.matches(entry.key):
             self._keep(prior)
@@ -366,21 +393,25 @@ class _Planner:
         self._record(prior, now, Verdict(Action.FAILED, (bad.code,), outcome=Outcome.BAD_INPUT), "")
 
     def _same(self, prior: KnownRow) -> None:
-        action = Action.UNCHANGED if prior.outcome == Outcome.OK else Action.FAILED
-        self._counts[action] += 1
+        self._settle(prior.outcome)
         self._moved |= prior.ordinal != self._ordinal
-        if action is Action.FAILED:
-            self._failed[prior.outcome] += 1
         if self._db is not None or prior.ordinal != self._ordinal:
-            self._insert(replace(prior, ordinal=self._ordinal))
+            self._insert(prior._replace(ordinal=self._ordinal))
         self._ordinal += 1
+
+    def _settle(self, outcome: str) -> None:
+        if outcome == Outcome.OK:
+            self._counts[Action.UNCHANGED] += 1
+        else:
+            self._counts[Action.FAILED] += 1
+            self._failed[outcome] += 1
 
     def _keep(self, prior: KnownRow | None) -> None:
         """A row outside the target: as it was exported last, or not there yet."""
         if prior is not None:
             if prior.outcome and not rowtable.final(prior.outcome):
                 self._counts[Action.UNCHANGED] += 1
-                self._insert(replace(prior, ordinal=self._ordinal))
+                self._insert(prior._replace(ordinal=self._ordinal))
                 self._ordinal += 1
                 return
             self._same(prior)
@@ -406,6 +437,7 @@ class _Planner:
     def _spool(self) -> sqlite3.Connection:
         """The spool, begun at the first row that differs and filled with those before it."""
         if self._db is None:
+            self._quick = False
             self._db = rowtable.connect(self._path)
             self._db.executescript(rowtable.ROW_SCHEMA + rowtable.CHANGE_SCHEMA)
             self._db.execute("BEGIN")
@@ -435,16 +467,14 @@ class _Planner:
 
     def _match(self, key: str) -> KnownRow | None:
         """The prior row of this key. Rows usually come in the order they had, so look there first."""
+        found = self._history.row(key)
+        if found is None:
+            return None
         head = self._head
-        if head is None or head.key != key:
-            found = self._history.row(key)
-            if found is None:
-                return None
-            if head is not None and found.ordinal > head.ordinal:
-                self._cursor = self._history.rows(found.ordinal + 1)
-                self._head = next(self._cursor, None)
-        else:
-            found = head
+        if head is not None and found.ordinal == head[0]:
+            self._head = next(self._cursor, None)
+        elif head is not None and found.ordinal > head[0]:
+            self._cursor = self._history.glances(found.ordinal + 1)
             self._head = next(self._cursor, None)
         if self._seen[found.ordinal]:
             raise InputUnreadable(
@@ -456,6 +486,7 @@ class _Planner:
     # ------------------------------------------------------------ the end
 
     def finish_rows(self) -> None:
+        self._counts[Action.UNCHANGED] += self._glanced
         if self._bad:
             raise RowsUnreadable(self._bad, self._bad_count)
         target = self._selection.target
@@ -464,7 +495,7 @@ class _Planner:
                 self._keep(gone)
             else:
                 self._counts[Action.REMOVED] += 1
-                self._change(replace(gone, ordinal=self._ordinal), Action.REMOVED, (), "", "")
+                self._change(gone._replace(ordinal=self._ordinal), Action.REMOVED, (), "", "")
         for selector in (target, self._selection.replace):
             if selector is not None:
                 selector.check()

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -48,8 +47,7 @@ _COLUMNS = "ordinal, key, input, components, requests, outcome, problem, size, m
 _INSERT = f"INSERT INTO row ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 
 
-@dataclass(frozen=True, slots=True)
-class KnownRow:
+class KnownRow(NamedTuple):
     """A row as the state knows it from the last finished apply, or as a plan spooled it."""
 
     ordinal: int
@@ -89,6 +87,10 @@ class KnownRow:
         if self.problem:
             body["problem"] = orjson.Fragment(self.problem)
         return orjson.dumps(body) + b"\n"
+
+
+Glance = tuple[int, str, str, str, int | None, int | None, int | None, int | None]
+"""(ordinal, key, components id where the row is settled and good else "", outcome, *signature)"""
 
 
 def from_line(line: bytes) -> KnownRow:
@@ -163,6 +165,19 @@ def rows(db: sqlite3.Connection, from_ordinal: int = 0, order: str = "ordinal") 
     while batch := cursor.fetchmany():
         for found in batch:
             yield _row(found)
+
+
+def glances(db: sqlite3.Connection, from_ordinal: int = 0) -> Iterator[Glance]:
+    """Rows from an ordinal on, as far as it takes to see that nothing changed."""
+    cursor = db.execute(
+        "SELECT ordinal, key, CASE WHEN problem = '' AND outcome NOT IN ('', 'transient', 'missing')"
+        " THEN components ELSE '' END, outcome, size, mtime_ns, ctime_ns, inode"
+        " FROM row WHERE ordinal >= ? ORDER BY ordinal",
+        (from_ordinal,),
+    )
+    cursor.arraysize = 1024
+    while batch := cursor.fetchmany():
+        yield from batch
 
 
 def row(db: sqlite3.Connection, key: str) -> KnownRow | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -65,7 +65,7 @@ _WORDS = {
 
 def not_built(what: str) -> tuple[str, str]:
     """Message and hint for a part of the format that this version does not have."""
-    return f"{what} is not built yet in gbrun {__version__}", "remove it, or use a later version"
+    return f"{what} is not built yet in gbrun {__version__}", "remove it"
 
 
 def did_you_mean(word: str) -> str:
@@ -89,6 +89,12 @@ def shown(value: Json) -> str:
     if isinstance(value, str):
         return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}..."'
     return kind(value)
+
+
+def expected(types: Iterable[str]) -> str:
+    """JSON's type names in words: `text, a number or a list`."""
+    words = [_WORDS[name] for name in dict.fromkeys(types)]
+    return " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def check(tree: Tree) -> None:
@@ -175,6 +181,8 @@ class _Explanation:
             if key in _LATER_KEYS.get(place, ()):
                 code = "GB107"
                 message, hint = not_built(f'"{key}"')
+            elif self.base and not place and key in _schema("spec")["properties"]:
+                code, message, hint = "GB108", f'an environment cannot set "{key}"', "set it for all"
             elif place == ("generation_config",) and key in (*_SCHEMA_KEYS, *_TOP_LEVEL):
                 code, message = "GB108", f'"{key}" does not belong here'
                 hint = f"write `{key}` at the top level of the spec"
@@ -250,15 +258,15 @@ class _Explanation:
             case _:
                 self._add("GB106", f"{name}: {error.message}")
 
-    def _wrong_type(self, types: Iterable[str]) -> None:
+    def _wrong_type(self, types: Collection[str]) -> None:
         value = self.error.instance
         if value is None:
             self._add("GB102", f"{self.name} has no value", "give it one, or remove the key")
             return
-        words = [_WORDS[name] for name in dict.fromkeys(types)]
-        expected = " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} or {words[-1]}"
         found = f"text {shown(value)}" if isinstance(value, str) else shown(value)
-        self._add("GB102", f"{self.name} must be {expected}, not {found}")
+        quote = "string" in types and isinstance(value, (bool, int, float))
+        hint = "put it in quotes" if quote else ""
+        self._add("GB102", f"{self.name} must be {expected(types)}, not {found}", hint)
 
 
 def _resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:

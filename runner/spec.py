@@ -11,6 +11,7 @@ import codecs
 import hashlib
 import os
 import posixpath
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import orjson
 
-from runner import backendspec, layers, outputschema, shape, templates, yamlfile
+from runner import backendspec, globs, layers, outputschema, shape, templates, yamlfile
 from runner.errors import Diagnostic, SpecInvalid
 from runner.model import (
     BackendSpec,
@@ -90,7 +91,9 @@ def _variables(
 
 def _ordered(found: Sequence[Diagnostic], main: str) -> list[Diagnostic]:
     """Diagnostics without repetitions: the spec's own file first, each file from top to bottom."""
-    seen = {(d.path, d.line, d.column, d.code, d.message): d for d in reversed(found)}
+    # What an environment overrides is checked there and in its place: the longer `where` tells more.
+    told = sorted(found, key=lambda d: len(d.where))
+    seen = {(d.path, d.line, d.column, d.code, d.message): d for d in told}
     return sorted(seen.values(), key=lambda d: (d.path != main, d.path, d.line, d.column, d.code, d.message))
 
 
@@ -199,6 +202,9 @@ class _Builder:
         exclude, encoding = files.get("exclude", ()), files.get("encoding", "utf-8")
         self._glob((*place, "files", "glob"), files["glob"])
         self._encoding((*place, "files", "encoding"), encoding)
+        for index, pattern in enumerate([exclude] if isinstance(exclude, str) else exclude):
+            step = () if isinstance(exclude, str) else (index,)
+            self._compiles((*place, "files", "exclude", *step), pattern)
         return FilesSource(
             glob=_clean_glob(files["glob"]),
             exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
@@ -218,8 +224,17 @@ class _Builder:
             if ".." in parts[wild:]:
                 message = f'"{glob}" has ".." after a wildcard'
                 self.tree.problem(place, "GB205", message, "name the folder itself")
-            else:
+            elif self._compiles(place, glob):
                 self.paths.inside(place, "/".join(parts[:wild]) or ("/" if glob.startswith("/") else "."))
+
+    def _compiles(self, place: Place, glob: str) -> bool:
+        try:
+            globs.compile_glob(glob)
+        except re.error:
+            message = f'"{glob}" is not a glob: a range in [...] cannot be read'
+            self.tree.problem(place, "GB205", message)
+            return False
+        return True
 
     def _encoding(self, place: Place, encoding: str) -> None:
         try:
@@ -253,13 +268,13 @@ class _Builder:
         return (Destination(path=value, include=include),)
 
     def _not_an_input(self, place: Place, value: str, inputs: tuple[FilesSource, ...]) -> None:
-        from runner.globs import matches
-
+        if not self.tree.sound("inputs"):
+            return
         key = unicodedata.normalize("NFC", posixpath.normpath(value))
         for name in (key, f"{key.removesuffix('.jsonl')}.errors.jsonl"):
             for source in inputs:
-                excluded = any(matches(pattern, name) for pattern in source.exclude)
-                if matches(source.glob, name) and not excluded:
+                excluded = any(globs.matches(pattern, name) for pattern in source.exclude)
+                if globs.matches(source.glob, name) and not excluded:
                     message = f'"{name}" would be written among the inputs: "{source.glob}" matches it'
                     self.tree.problem(place, "GB203", message, "write to another folder, or exclude it")
                     return

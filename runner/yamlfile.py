@@ -586,6 +586,10 @@ class _Reader:
             )
         elif "alphabetic or numeric" in problem and "alias" in (error.context or ""):
             message, hint = 'a plain value cannot begin with "*"', "put the value in quotes"
+        elif "end of stream" in problem and "quoted" in (error.context or "") and error.context_mark:
+            index, message = error.context_mark.index, "not YAML: the quote that opens here is never closed"
+        elif char == "{" and self.text[index - 1 : index] == "$":
+            hint = "between { and }, put ${...} in quotes"
         elif error.context and error.context_mark is not None:
             line = self._position(min(error.context_mark.index, len(self.text)))[0]
             message += f" ({error.context} that begins on line {line})"

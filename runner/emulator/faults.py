@@ -219,9 +219,7 @@ def load(path: Path) -> FaultPlan:
             raise UsageInvalid(f"{path}: the top level must be a mapping")
         plan = msgspec.convert(document or {}, FaultPlan, strict=False)
     except msgspec.ValidationError as error:
-        raise UsageInvalid(
-            f"{path}: {str(error).replace('`$.', '`')}"
-        ) from error
+        raise UsageInvalid(f"{path}: {str(error).replace('`$.', '`')}") from error
     for problem in _problems(plan):
         raise UsageInvalid(f"{path}: {problem}")
     return plan

@@ -83,7 +83,7 @@ class Server:
         self.url = f"http://{self._http.netloc}"
         """Base URL, without a trailing slash."""
         self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(0.05,), name="emulator-http", daemon=True
+            target=self._http.serve_forever, args=(0.02,), name="emulator-http", daemon=True
         )
         self._worker.start()
         self._thread.start()

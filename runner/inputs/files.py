@@ -55,8 +55,12 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
     if not os.path.isdir(start):
         return
     for relative, found in _walk(start, "", depth, inside, frozenset({os.path.realpath(start)}), never):
-        key = unicodedata.normalize("NFC", prefix + relative)
-        if not wanted.fullmatch(relative) or any(x.fullmatch(key) for x in excluded):
+        if not wanted.fullmatch(relative):
+            continue
+        key = prefix + relative
+        if not key.isascii():
+            key = unicodedata.normalize("NFC", key)
+        if excluded and any(pattern.fullmatch(key) for pattern in excluded):
             continue
         stat = found.stat()
         signature = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
@@ -148,7 +152,8 @@ def _walk(
 
 def _sort_name(entry: os.DirEntry[str]) -> str:
     # A folder sorts as `name/`, as in git: then a walk yields whole paths in sorted order.
-    return unicodedata.normalize("NFC", entry.name) + ("/" if entry.is_dir() else "")
+    name = entry.name if entry.name.isascii() else unicodedata.normalize("NFC", entry.name)
+    return name + "/" if entry.is_dir() else name
 
 
 def _is_inside(path: str, folder: str) -> bool:

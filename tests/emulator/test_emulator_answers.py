@@ -131,10 +131,10 @@ def upper(schema):
 
 
 @pytest.mark.parametrize("schema", SCHEMAS[:17] + SCHEMAS[20:22], ids=str)
-def test_answers_conform_to_response_schemas_over_http(emulator, line, schema):
+def test_answers_conform_to_response_schemas_over_http(shared, line, schema):
     validator = jsonschema_rs.validator_for(schema, validate_formats=True)
     config = {"responseMimeType": "application/json", "responseSchema": upper(schema)}
-    _, output = emulator.run([line(str(n), f"Row {n} of many rows.", **config) for n in range(20)])
+    _, output = shared.run([line(str(n), f"Row {n} of many rows.", **config) for n in range(20)])
     for row in output:
         assert validator.is_valid(json.loads(text_of(row["response"])))
 
