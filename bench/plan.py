@@ -19,7 +19,7 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent
 GBRUN = [sys.executable, "-m", "runner.cli"]
 BARE = [sys.executable, str(BENCH / "bare.py")]
-WORDS = "router billing outage refund cable login invoice delivery screen antenna update noise".split()
+WORDS = ["router", "billing", "outage", "refund", "cable", "login", "invoice", "delivery", "screen", "noise"]
 SPEC = """\
 version: 1
 name: bench

@@ -120,6 +120,8 @@ class Index:
 
     def stored(self, request_id: str) -> Stored | None:
         """The latest outcome of a request."""
+        if self._state is None or not self._state.outcomes:
+            return None
         found = self._db.execute("SELECT line FROM outcome WHERE request_id = ?", (request_id,)).fetchone()
         return None if found is None else parts.load_outcome(found[0])
 

@@ -367,12 +367,12 @@ class _Planner:
     def _pend(self, key: str, request: Request) -> str:
         """Put a request into the shards once; the key that wanted it before, if another did."""
         db = self._spool()
+        taken = db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?)", (request.request_id, key))
+        if taken.rowcount:
+            self._writer.add(request)
+            return ""
         found = db.execute("SELECT key FROM pending WHERE request_id = ?", (request.request_id,)).fetchone()
-        if found is not None:
-            return str(found[0])
-        db.execute("INSERT INTO pending VALUES (?, ?)", (request.request_id, key))
-        self._writer.add(request)
-        return ""
+        return str(found[0])
 
     def _bad_row(self, entry: Entry, prior: KnownRow | None, bad: BadRow) -> None:
         self._bad_count += 1
@@ -467,7 +467,7 @@ class _Planner:
 
     def _match(self, key: str) -> KnownRow | None:
         """The prior row of this key. Rows usually come in the order they had, so look there first."""
-        found = self._history.row(key)
+        found = self._history.row(key) if self._seen else None
         if found is None:
             return None
         head = self._head

@@ -130,9 +130,10 @@ def _is_installed() -> bool:
 class Project:
     """A folder with a spec, inputs, and the ways to look at what a run left in it."""
 
-    def __init__(self, folder: Path, gbrun: Gbrun) -> None:
+    def __init__(self, folder: Path, gbrun: Callable[..., Ran]) -> None:
         self.folder = folder
         self.gbrun = gbrun
+        """`Gbrun`, or the command line inside this process."""
         self.settings: dict[str, Any] = {
             "version": 1,
             "name": "notes",

@@ -15,6 +15,7 @@ from runner import globs
 from runner.errors import InputUnreadable
 from runner.model import BadRow, Entry, FilesSource, Row, Spec
 
+_READ_BYTES = 1 << 16
 MIME_TYPES = {
     ".csv": "text/csv",
     ".htm": "text/html",
@@ -75,9 +76,10 @@ def read(source: FilesSource, entry: Entry) -> Row | BadRow:
         return BadRow(entry.key, "unreadable", f"cannot be read: {error.strerror}")
     try:
         before = os.fstat(handle)
-        chunks = []
-        while chunk := os.read(handle, 1 << 16):
-            chunks.append(chunk)
+        # One byte more than there should be, so that one call also shows that nothing follows.
+        chunks = [os.read(handle, min(before.st_size + 1, _READ_BYTES))]
+        while len(chunks[-1]) == _READ_BYTES or (before.st_size >= _READ_BYTES and chunks[-1]):
+            chunks.append(os.read(handle, _READ_BYTES))
         after = os.fstat(handle)
     except OSError as error:
         return BadRow(entry.key, "unreadable", f"cannot be read: {error.strerror}")

@@ -440,3 +440,14 @@ def test_every_kind_stands_in_the_table():
     for rule in (faults.HttpRule, faults.JobRule, faults.RowRule):
         for kind in typing.get_args(typing.get_type_hints(rule)["kind"]):
             assert kind in faults.__doc__
+
+
+def test_a_bug_in_the_emulator_ends_the_job(start, line, monkeypatch, capfd):
+    def explode(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("runner.emulator.rows.Rows.answer", explode)
+    operation, output = start().run([line("a", "x")])
+    assert operation["metadata"]["state"] == "BATCH_STATE_FAILED"
+    assert (operation["error"]["code"], output) == (13, [])
+    assert "ZeroDivisionError" in capfd.readouterr().err
