@@ -41,7 +41,6 @@ def stack(path: Path) -> Tree:
     tree = Tree(root.value, dict(root.marks))
     for document in reversed(documents):
         tree.override((), document.value, document.marks, ())
-    tree.marks[()] = child.marks[()]
     for problem in found:
         tree.add(("extends",), problem)
     # The last of the chain names no parent, unless that parent could not be read.

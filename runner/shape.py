@@ -134,7 +134,9 @@ def _check(tree: Tree, value: Json, base: Place) -> None:
     if len(tree.found) == before:
         # The two validators differ in corners such as `$` before a final newline.
         for other in fast.iter_errors(value):
-            tree.problem((*base, *other.instance_path), "GB106", other.message.splitlines()[0])
+            place = (*base, *other.instance_path)
+            if place not in tree.unfilled:
+                tree.problem(place, "GB106", other.message.splitlines()[0])
 
 
 class _Explanation:

@@ -34,7 +34,7 @@ from runner.model import (
 from runner.specpaths import SpecPaths
 from runner.tree import Origin, Tree
 from runner.units import byte_count
-from runner.variables import Values, fill, redact, resolve, sealed
+from runner.variables import Values, fill, redact, resolve, seal, sealed
 from runner.yamlfile import Place
 
 MAX_REQUESTS = 50_000
@@ -354,6 +354,7 @@ def resolved(spec: Spec) -> dict[str, Json]:
         destination["path"] = _portable(os.path.join(folder, destination["path"]), folder)
     secrets = {name: str(spec.variables[name]) for name in sorted(spec.sensitive & spec.variables.keys())}
     plain: dict[str, Json] = sealed(values, secrets, spec.name)
+    plain["variables"].update({name: seal(name, secret, spec.name) for name, secret in secrets.items()})
     return plain
 
 

@@ -40,7 +40,7 @@ def format_text(text: str) -> str:
     if again.problems or again.value != before.value or _nested(again.value) != _nested(before.value):
         raise UsageInvalid(
             "this spec cannot be laid out without changing what it says",
-            hint="block text with unusual indentation or an anchor below its alias is the likely cause",
+            hint="the likely cause is an alias above its anchor, a `?` key or blank lines kept by `|+`",
         )
     return after
 
@@ -127,6 +127,7 @@ class _Layout:
     def _node(self, event: Any, events: Any, column: int) -> None:
         """Take in one value whose keys or dashes are to stand at `column`."""
         first, last, dash = event.start_mark.line, event.end_mark.line, event.start_mark.column
+        self._start_value(event.start_mark, column)
         if isinstance(event, yaml.ScalarEvent):
             if event.style in ("|", ">"):
                 self._block_text(event, column)
@@ -174,6 +175,12 @@ class _Layout:
         if not before.strip():
             self.targets[mark.line] = column
         self.columns[mark.line] = (mark.column, column)
+
+    def _start_value(self, mark: Any, column: int) -> None:
+        """Take in a value that begins a line of its own, below its key or dash."""
+        if mark.line not in self.columns and not self.lines[mark.line][: mark.column].strip():
+            self.targets[mark.line] = column
+            self.columns[mark.line] = (mark.column, column)
 
     def _dash(self, mark: Any, dash: int, column: int) -> None:
         number = mark.line

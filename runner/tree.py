@@ -73,6 +73,7 @@ class Tree:
         Two mappings are merged key by key; everything else replaces what was there.
         """
         if place == () or (isinstance(self.get(*place), dict) and isinstance(value, dict)):
+            self.marks[place] = marks[at]
             for key, item in value.items():
                 self.override((*place, key), item, marks, (*at, key))
             return

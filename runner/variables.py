@@ -157,8 +157,8 @@ class _Reader:
         variable = self.declared.get(name)
         if variable is None or not variable.sensitive:
             return
-        text = value if isinstance(value, str) else orjson.dumps(value).decode()
-        self.secrets.update({text, *(line.strip() for line in text.splitlines())} - {""})
+        for text in _texts(value):
+            self.secrets.update({text, *(line.strip() for line in text.splitlines())} - {""})
         if mark is not None:
             self.secret_lines.add((mark.source.path, mark.line))
 
@@ -207,6 +207,15 @@ def _unknown(name: str, declared: Iterable[str]) -> tuple[str, str]:
     known = list(declared)
     names = f"the spec declares {', '.join(known)}" if known else "the spec declares no variables"
     return f'unknown variable "{name}"', suggest(name, known) or names
+
+
+def _texts(value: Json) -> list[str]:
+    """Every text and number in a value, as text."""
+    if isinstance(value, Mapping):
+        return [text for item in value.values() for text in _texts(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _texts(item)]
+    return [value if isinstance(value, str) else orjson.dumps(value).decode()]
 
 
 def _type_of(value: Json) -> str:
@@ -340,8 +349,13 @@ def redact(diagnostic: Diagnostic, known: Values) -> Diagnostic:
     return diagnostic
 
 
+def seal(name: str, secret: str, salt: str) -> str:
+    """What stands for a sensitive value where it must not: a digest, salted by spec and variable."""
+    return "sensitive:" + hashlib.sha256(f"gbrun\0{salt}\0{name}\0{secret}".encode()).hexdigest()[:32]
+
+
 def sealed(value: Json, secrets: Mapping[str, str], salt: str) -> Json:
-    """A copy of `value` in which each secret, by variable name, is a digest salted by spec and name."""
+    """A copy of `value` in which each of `secrets`, by variable name, is sealed wherever it occurs."""
     if isinstance(value, Mapping):
         return {key: sealed(item, secrets, salt) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -349,6 +363,5 @@ def sealed(value: Json, secrets: Mapping[str, str], salt: str) -> Json:
     if isinstance(value, str):
         for name, secret in sorted(secrets.items(), key=lambda item: (-len(item[1]), item[0])):
             if secret and secret in value:
-                seal = hashlib.sha256(f"gbrun\0{salt}\0{name}\0{secret}".encode()).hexdigest()[:32]
-                value = value.replace(secret, f"sensitive:{seal}")
+                value = value.replace(secret, seal(name, secret, salt))
     return value

@@ -37,7 +37,8 @@ def left_by(project: Any) -> dict[str, Any]:
     return {
         "shards": project.shards(),
         "records": (project.folder / "out/notes.jsonl").read_bytes(),
-        "requests": [[line["id"] for line in lines] for _, lines in project.outcomes()],
+        # One segment per job, in the order in which the jobs happened to end.
+        "requests": sorted([line["id"] for line in lines] for _, lines in project.outcomes()),
         "tokens": [attempt["token"].split("-", 2)[2] for attempt in project.attempts()],
         "spec": {path.name: path.read_bytes() for path in project.state.glob("specs/*.json")},
         "spec_digest": project.root()["spec_digest"],

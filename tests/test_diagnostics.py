@@ -54,7 +54,9 @@ def test_text_is_the_layout_that_the_design_shows() -> None:
 def test_text_puts_an_empty_line_between_two_and_nothing_for_none() -> None:
     place = {"line": 0, "column": 0, "snippet": "", "where": "", "hint": ""}
     one = example(path="--env", message="a", severity="warning", **place)
-    assert diagnostics.text([one, one]) == "Warning: a  [GB103]\n  on --env\n\nWarning: a  [GB103]\n  on --env\n"
+    assert (
+        diagnostics.text([one, one]) == "Warning: a  [GB103]\n  on --env\n\nWarning: a  [GB103]\n  on --env\n"
+    )
     assert diagnostics.text([]) == ""
 
 
@@ -73,7 +75,9 @@ def test_a_long_line_is_cut_around_the_place() -> None:
 
 
 def test_nothing_reaches_the_terminal_that_could_steer_it() -> None:
-    shown = diagnostics.text([example(message="\x1b[2J\u202ereversed", path="a\nb", snippet="x\x07\x1b[0m\ty")])
+    shown = diagnostics.text(
+        [example(message="\x1b[2J\u202ereversed", path="a\nb", snippet="x\x07\x1b[0m\ty")]
+    )
     assert not set(shown) & {"\x1b", "\x07", "\u202e", "\t"}
 
 

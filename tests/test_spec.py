@@ -34,7 +34,9 @@ Load = Callable[..., Spec]
 def load(tmp_path: Path) -> Load:
     """Writes `files` and a spec of TEXT plus `more`, with (old, new) replaced, and loads it."""
 
-    def run(more: str = "", *swaps: tuple[str, str], files: dict[str, str] | None = None, **args: Any) -> Spec:
+    def run(
+        more: str = "", *swaps: tuple[str, str], files: dict[str, str] | None = None, **args: Any
+    ) -> Spec:
         text = TEXT
         for old, new in swaps:
             assert old in text
@@ -61,7 +63,12 @@ def codes(load: Load, *args: Any, **given: Any) -> list[str]:
 
 def test_the_smallest_spec_has_its_defaults(load: Load, tmp_path: Path) -> None:
     found = load()
-    assert (found.name, found.env, found.task, found.cleanup) == ("tickets", None, "generate_content", "inputs")
+    assert (found.name, found.env, found.task, found.cleanup) == (
+        "tickets",
+        None,
+        "generate_content",
+        "inputs",
+    )
     assert found.path == tmp_path / "spec.yaml"
     assert found.state == tmp_path / ".gbrun" / "tickets" / "default-local"
     assert [(source.glob, source.encoding, source.on_bad_row) for source in found.inputs] == [
@@ -110,9 +117,18 @@ cleanup: keep
     assert found.generation_config["thinking_config"]["thinking_level"] == "LOW"
     assert found.inputs[0].glob == "a/*.txt"
     second = found.inputs[1]
-    assert (second.glob, second.exclude, second.encoding, second.on_bad_row) == ("b/**", ("b/x",), "cp1252", "skip")
+    assert (second.glob, second.exclude, second.encoding, second.on_bad_row) == (
+        "b/**",
+        ("b/x",),
+        "cp1252",
+        "skip",
+    )
     assert (found.destinations[0].path, found.destinations[0].include) == ("out/t.jsonl", ("meta",))
-    assert (found.backend.poll_interval_s, found.backend.settle_s, found.backend.api_version) == (90.0, 3.0, "v1")
+    assert (found.backend.poll_interval_s, found.backend.settle_s, found.backend.api_version) == (
+        90.0,
+        3.0,
+        "v1",
+    )
     assert (found.shards.max_requests, found.shards.max_bytes) == (10, 14 * 1024 * 1024)
     assert (found.max_jobs, found.guards.min_rows, found.guards.max_removed_ratio) == (2, 0, 1)
     assert (found.failures.max_ratio, found.failures.max_attempts) == (0.5, 1)

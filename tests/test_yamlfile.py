@@ -157,7 +157,14 @@ def test_a_million_values_are_refused() -> None:
 
 def test_noise_never_raises() -> None:
     chooser = random.Random(7)
-    seeds = [b"a: &x {b: [1, 'c', \"d\"]}\n", b"- |\n  t\n", b"? k\n: *x\n", b"!!int 5\n", b"<<: \t#\n", b"---\n"]
+    seeds = [
+        b"a: &x {b: [1, 'c', \"d\"]}\n",
+        b"- |\n  t\n",
+        b"? k\n: *x\n",
+        b"!!int 5\n",
+        b"<<: \t#\n",
+        b"---\n",
+    ]
     for _ in range(3000):
         data = bytearray(b"".join(chooser.choices(seeds, k=3)))
         for _ in range(chooser.randrange(6)):

@@ -1,0 +1,282 @@
+"""Every misbehaviour that the emulator knows, end to end: bounded, counted, classified, recovered from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import typing
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from runner.emulator import faults
+from runner.emulator.faults import FILE_KINDS, HttpRule, JobRule, RowRule
+from runner.model import RETRYABLE, Outcome
+
+
+def kinds(rule: type) -> list[str]:
+    """The kinds a rule may have, read from its type."""
+    return list(typing.get_args(typing.get_type_hints(rule)["kind"]))
+
+
+ROW_KINDS, JOB_KINDS, HTTP_KINDS = kinds(RowRule), kinds(JobRule), kinds(HttpRule)
+
+# What becomes of a request that a row rule hits, its code, and what is counted beside the answers.
+CLASSES: dict[str, tuple[str, str, str]] = {
+    "row_error": ("transient", "INTERNAL", ""),
+    "missing": ("missing", "NO_LINE", ""),
+    "duplicate": ("ok", "", "duplicate"),
+    "null_line": ("missing", "NO_LINE", "null"),
+    "extra_line": ("ok", "", "extra"),
+    "truncated": ("truncated", "MAX_TOKENS", ""),
+    "max_tokens_no_parts": ("truncated", "MAX_TOKENS", ""),
+    "fenced": ("ok", "", ""),
+    "prose": ("ok", "", ""),
+    "blocked_prompt": ("blocked", "PROHIBITED_CONTENT", ""),
+    "blocked_safety": ("blocked", "SAFETY", ""),
+    "recitation": ("blocked", "RECITATION", ""),
+    "empty_stop": ("transient", "EMPTY", ""),
+    "thought_parts": ("ok", "", ""),
+    "invalid_schema": ("invalid", "SCHEMA", ""),
+    "unknown_fields": ("ok", "", ""),
+    "shuffled": ("ok", "", ""),
+    "half_line": ("missing", "NO_LINE", "unreadable"),
+}
+# A rule for each kind of HTTP fault, on a call of every run. A deferred create waits a minute on the
+# real clock; that one is shown with a clock moved by hand.
+HTTP_RULES: dict[str, dict[str, Any]] = {
+    "lost_reply": {"on": "create", "skip": 1, "times": 1},
+    "reset": {"on": "get", "skip": 3, "times": 1},
+    "http_429": {"on": "get", "skip": 6, "times": 1},
+    "http_5xx": {"on": "upload", "times": 1},
+    "slow": {"on": "download", "delay_s": 0.3, "times": 2},
+    "cut_body": {"on": "download", "skip": 2, "times": 1},
+    "no_file": {"on": "upload", "skip": 4, "times": 1},
+}
+JOB_RULES: dict[str, dict[str, Any]] = {
+    "failed": {"times": 1, "code": 13, "message": "The service is sorry."},
+    "expired": {"skip": 1, "times": 1, "partial": 0.5},
+    "cancelled": {"skip": 2, "times": 1, "partial": 0.4},
+    "stuck_pending": {"skip": 3, "times": 1, "seconds": 0.8},
+}
+
+
+def adds_up(project: Any, said: str) -> dict[str, str]:
+    """Both ledgers, in what was said and in what was stored; the outcome of every key."""
+    outcomes = {record["_key"]: "ok" for record in project.records()}
+    failures = {failure["_key"]: failure["outcome"] for failure in project.failures()}
+    assert len(outcomes) == len(project.records()), "a key has two records"
+    assert len(failures) == len(project.failures()), "a key has two failures"
+    assert not outcomes.keys() & failures.keys(), "a key has a record and a failure"
+    inputs = {str(path.relative_to(project.folder)) for path in project.folder.glob("inputs/*.txt")}
+    assert outcomes.keys() | failures.keys() == inputs
+    outcomes |= failures
+
+    rows = ledger(said, "Rows")
+    assert rows == Counter(outcomes.values())
+    sent = ledger(said, "Requests")
+    assert sum(sent.values()) == sum(rows.values()), "each row wants a request of its own here"
+
+    for attempt in project.attempts():
+        if attempt["state"] in ("collected", "cleaned"):
+            assert sum(attempt["outcomes"].values()) == attempt["request_count"], attempt
+    assert project.leftovers() == []
+    return outcomes
+
+
+def ledger(said: str, name: str) -> Counter[str]:
+    """`Rows 3 = 2 ok + 1 missing` as counts that add up."""
+    found = re.search(rf"^{name} ([\d,]+) = (.*)$", said, re.M)
+    assert found, f"no ledger of {name} in:\n{said}"
+    parts = [part.split(" ") for part in found[2].split(" + ")]
+    counts = Counter({word: int(number.replace(",", "")) for number, word in parts})
+    assert sum(counts.values()) == int(found[1].replace(",", "")), found[0]
+    return counts
+
+
+def stored_responses(project: Any) -> bytes:
+    return b"".join(
+        gzip.decompress(path.read_bytes()) for path in sorted(project.state.glob("responses/*.gz"))
+    )
+
+
+# ---------------------------------------------------------------- the tables are complete
+
+
+def test_no_kind_is_forgotten() -> None:
+    assert set(ROW_KINDS) == set(CLASSES)
+    assert set(HTTP_KINDS) == set(HTTP_RULES)
+    assert set(JOB_KINDS) == set(JOB_RULES)
+    assert {outcome for outcome, _, _ in CLASSES.values()} <= set(Outcome)
+    assert FILE_KINDS <= set(ROW_KINDS)
+
+
+# ---------------------------------------------------------------- one kind at a time
+
+
+@pytest.mark.parametrize("kind", ROW_KINDS)
+def test_a_row_fault(kind: str, project: Any, cli: Callable[..., Any]) -> None:
+    """Two of five rows are hit (of a file that ends too early, the last one)."""
+    outcome, code, stray = CLASSES[kind]
+    project.gbrun = cli
+    project.inputs(5)
+    rule = {"kind": kind} if kind in FILE_KINDS else {"kind": kind, "match": "hit me"}
+    for number in () if kind in FILE_KINDS else (1, 3):
+        project.write(f"inputs/{number:03}.txt", f"Note {number}, hit me.\n")
+    project.faults(timing={"pending_s": 0}, rows=[rule])
+    project.spec()
+
+    got = project.apply(code=0 if outcome == "ok" else 4)
+    outcomes = adds_up(project, got.stdout)
+    hit = {"half_line": ["inputs/004.txt"], "shuffled": []}.get(kind, ["inputs/001.txt", "inputs/003.txt"])
+    assert outcomes == {f"inputs/{n:03}.txt": "ok" for n in range(5)} | dict.fromkeys(hit, outcome)
+    for failure in project.failures():
+        assert (failure["outcome"], failure["code"]) == (outcome, code)
+        assert failure["message"]
+        assert failure["attempts"] == 1
+    (attempt,) = project.attempts()
+    assert attempt["strays"] == ({stray: len(hit)} if stray else {})
+    repaired = [record["_key"] for record in project.records() if "_repaired" in record]
+    assert repaired == (hit if kind in ("fenced", "prose") else [])
+    assert stored_responses(project)
+
+    # Without the fault: what may be tried again converges, everything else stays as it is.
+    jobs = len(project.jobs())
+    project.faults(timing={"pending_s": 0})
+    again = outcome in RETRYABLE
+    got = project.apply(code=0 if again or outcome == "ok" else 4)
+    assert len(project.jobs()) == jobs + again
+    if again:
+        assert ledger(got.stdout, "Requests") == Counter(ok=len(hit))
+        assert [record["_key"] for record in project.records()] == sorted(outcomes)
+        assert project.failures() == []
+    assert project.leftovers() == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in JOB_KINDS if kind != "stuck_pending"])
+@pytest.mark.parametrize("partial", [0.0, 0.5])
+def test_a_job_fault(kind: str, partial: float, project: Any, cli: Callable[..., Any]) -> None:
+    """What a failed job brought all the same is kept; the rest runs again, and nothing else."""
+    project.gbrun = cli
+    project.inputs(4)
+    project.faults(timing={"pending_s": 0}, jobs=[{"kind": kind, "times": 1, "partial": partial}])
+    project.spec()
+    came = round(4 * partial)
+
+    got = project.apply(code=4)
+    assert Counter(adds_up(project, got.stdout).values()) == +Counter(ok=came, missing=4 - came)
+    codes = {"failed": "INTERNAL", "expired": "JOB_EXPIRED", "cancelled": "JOB_CANCELLED"}
+    assert {failure["code"] for failure in project.failures()} == {codes[kind]}
+    assert f"{4 - came} retry" in project.plan("--detailed-exitcode", code=2)
+
+    got = project.apply()
+    assert ledger(got.stdout, "Requests") == Counter(ok=4 - came)
+    assert len(project.records()) == 4
+    assert len(project.jobs()) == 2
+
+
+@pytest.mark.parametrize("code", [3, 5, 7, 9, 16])
+def test_a_job_that_failed_for_the_files_sake_is_an_error_of_the_attempt(
+    code: int, project: Any, cli: Callable[..., Any]
+) -> None:
+    project.gbrun = cli
+    project.inputs(2)
+    job = {"kind": "failed", "times": 1, "code": code, "message": "Cannot import the file."}
+    project.faults(timing={"pending_s": 0}, jobs=[job])
+    project.spec()
+    got = project.apply(code=1)
+    assert "Cannot import the file." in got.stdout
+    assert project.records() == project.failures() == []
+    assert "2 new" in project.plan()
+    project.apply()
+    assert len(project.records()) == 2
+
+
+HTTP_CASES = [
+    *(("reset", on) for on in ("upload", "get", "download", "delete")),
+    *(("http_5xx", on) for on in ("upload", "get", "download", "delete")),
+    *(("lost_reply", on) for on in ("create", "upload", "delete")),
+    *(("http_429", on) for on in ("upload", "get")),
+    ("cut_body", "download"),
+    ("no_file", "upload"),
+    ("slow", "create"),
+]
+
+
+def test_every_kind_of_http_fault_has_a_case() -> None:
+    assert {kind for kind, _ in HTTP_CASES} == set(HTTP_KINDS)
+
+
+@pytest.mark.parametrize(("kind", "on"), HTTP_CASES)
+def test_an_http_fault(kind: str, on: str, project: Any, cli: Callable[..., Any]) -> None:
+    """One broken call is repeated where that is safe, and never costs a second job."""
+    project.gbrun = cli
+    project.inputs(2)
+    rule = {"kind": kind, "on": on, "times": 1, **({"delay_s": 0.2} if kind == "slow" else {})}
+    project.faults(timing={"pending_s": 0}, http=[rule])
+    project.spec()
+    got = project.apply()
+    assert set(adds_up(project, got.stdout).values()) == {"ok"}
+    assert len(project.jobs()) == 1
+    (attempt,) = project.attempts()
+    assert attempt["adopted"] == ((kind, on) == ("lost_reply", "create"))
+    assert "No changes" in project.plan("--detailed-exitcode", code=0)
+
+
+# ---------------------------------------------------------------- all of them at once
+
+
+def test_everything_goes_wrong_at_once(project: Any, cli: Callable[..., Any]) -> None:
+    project.gbrun = cli
+    # Four jobs of plain notes for the faults of jobs, then the rows that are hit themselves.
+    project.inputs(24)
+    for kind in ROW_KINDS:
+        for number in range(2):
+            project.write(f"inputs/{kind}-{number}.txt", f"Note {number} of <{kind}>.\n")
+    file_rules = [{"kind": kind, "skip": 3 + i, "times": 1} for i, kind in enumerate(sorted(FILE_KINDS))]
+    plan = {
+        "seed": 11,
+        "timing": {"pending_s": 0.02, "running_s": 0.02},
+        "http": [{"kind": kind, **rule} for kind, rule in HTTP_RULES.items()],
+        "jobs": [{"kind": kind, **rule} for kind, rule in JOB_RULES.items()],
+        "rows": file_rules
+        + [{"kind": kind, "match": f"<{kind}>"} for kind in ROW_KINDS if kind not in FILE_KINDS],
+    }
+    project.faults(**plan)
+    loaded = faults.load(project.folder / "faults.yaml")
+    assert {rule.kind for rule in loaded.rows} == set(ROW_KINDS)
+    assert {rule.kind for rule in loaded.jobs} == set(JOB_KINDS)
+    assert {rule.kind for rule in loaded.http} == set(HTTP_KINDS)
+    project.spec(shards={"max_requests": 6}, concurrency={"max_jobs": 3})
+
+    got = project.apply(code=4)
+    outcomes = adds_up(project, got.stdout)
+    assert len(outcomes) == 24 + 2 * len(ROW_KINDS)
+    for key, outcome in outcomes.items():
+        kind = key.removeprefix("inputs/").rpartition("-")[0]
+        expected = CLASSES[kind][0] if kind and kind not in FILE_KINDS else "ok"
+        # A job that ended early, or a file cut short, leaves rows of any kind without a line.
+        assert outcome in (expected, "missing"), key
+    assert {CLASSES[kind][0] for kind in ROW_KINDS} <= set(outcomes.values())
+    assert max(Counter(project.requests_sent()).values()) == 1, "a request was sent twice"
+    strays = sum((Counter(a["strays"]) for a in project.attempts()), Counter())
+    assert set(strays) <= {"duplicate", "null", "extra", "unreadable"}
+
+    # Once the service is itself again, what may be tried again is; the rest was decided.
+    project.faults(timing={"pending_s": 0}, rows=plan["rows"][len(file_rules) :])
+    open_count = sum(outcome in RETRYABLE for outcome in outcomes.values())
+    got = project.apply(code=4)
+    assert sum(ledger(got.stdout, "Requests").values()) == open_count
+    project.faults(timing={"pending_s": 0})
+    got = project.apply(code=4)
+    final = Counter(failure["outcome"] for failure in project.failures())
+    assert set(final) == {"truncated", "blocked", "invalid"}
+    assert len(project.records()) + sum(final.values()) == len(outcomes)
+    jobs = len(project.jobs())
+    assert "No changes" in project.apply(code=4).stdout
+    assert len(project.jobs()) == jobs
+    assert json.loads((project.state / "state.json").read_bytes())["serial"] > 1
+    assert project.leftovers() == []

@@ -1,0 +1,236 @@
+"""The user's schema as the service can enforce it: rules may get lost, no answer may be forbidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.response_schema import lower
+
+S = {"type": "STRING"}
+I = {"type": "INTEGER"}  # noqa: E741
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"type": "string"}, S),
+        ({"type": "number"}, {"type": "NUMBER"}),
+        ({"type": "boolean", "description": "d", "title": "t"}, {"type": "BOOLEAN", "description": "d", "title": "t"}),
+        ({"type": ["string", "null"]}, {"type": "STRING", "nullable": True}),
+        ({"type": ["null", "integer"], "minimum": 1, "maximum": 9}, {"type": "INTEGER", "nullable": True, "minimum": 1, "maximum": 9}),
+        ({"type": ["string", "integer"]}, {"anyOf": [S, I]}),
+        ({"type": ["string", "integer", "null"]}, {"anyOf": [S, I], "nullable": True}),
+        ({"type": "null"}, {"nullable": True}),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, {"type": "STRING", "nullable": True}),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, {"anyOf": [S, I]}),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}, {"anyOf": [S, I], "nullable": True}),
+        ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, {"anyOf": [S, I]}),
+        ({"enum": ["a", "b"]}, {"type": "STRING", "enum": ["a", "b"]}),
+        ({"type": "string", "enum": ["a", None]}, {"type": "STRING", "enum": ["a"], "nullable": True}),
+        ({"const": "a"}, {"type": "STRING", "enum": ["a"]}),
+        ({"type": "integer", "enum": [1, 2]}, I),
+        ({"type": "string", "format": "date-time"}, {"type": "STRING", "format": "date-time"}),
+        ({"type": "string", "format": "email"}, S),
+        ({"type": "integer", "format": "int64"}, {"type": "INTEGER", "format": "int64"}),
+        ({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 3}, {"type": "ARRAY", "items": S, "minItems": 1, "maxItems": 3}),
+        ({"type": "string", "minLength": 1, "maxLength": 2, "pattern": "^a"}, {"type": "STRING", "minLength": 1, "maxLength": 2, "pattern": "^a"}),
+        (
+            {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}, "required": ["a", "zz"]},
+            {"type": "OBJECT", "properties": {"b": S, "a": I}, "propertyOrdering": ["b", "a"], "required": ["a"]},
+        ),
+        (
+            {"type": "object", "properties": {"b": {}, "a": {"type": "integer"}}, "propertyOrdering": ["a", "b"]},
+            {"type": "OBJECT", "properties": {"b": {}, "a": I}, "propertyOrdering": ["a", "b"]},
+        ),
+        (
+            {"$defs": {"m": {"type": "string", "enum": ["x"]}}, "type": "object", "properties": {"m": {"$ref": "#/$defs/m", "description": "d"}}},
+            {"type": "OBJECT", "properties": {"m": {"type": "STRING", "enum": ["x"], "description": "d"}}, "propertyOrdering": ["m"]},
+        ),
+        ({"$defs": {"a/b~c": {"type": "string"}}, "$ref": "#/$defs/a~1b~0c"}, S),
+        ({"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "x", "type": "string", "default": "", "examples": [1]}, S),
+        ({}, {}),
+        (
+            {"allOf": [{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, {"properties": {"b": {"type": "integer"}}}]},
+            {"type": "OBJECT", "properties": {"a": S, "b": I}, "propertyOrdering": ["a", "b"], "required": ["a"]},
+        ),
+    ],
+)  # fmt: skip
+def test_lowered(schema: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert lower(schema)[0] == expected
+
+
+@pytest.mark.xfail(strict=True, reason="_merge_all_of merges what a $ref was lowered to, and lowers it again")
+def test_all_of_a_reference_keeps_its_types() -> None:
+    base = {"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": ["integer", "null"]}}}
+    schema = {"$defs": {"base": base}, "allOf": [{"$ref": "#/$defs/base"}], "description": "d"}
+
+    assert lower(schema)[0] == {**lower(base)[0], "description": "d"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "notes"),
+    [
+        ({"type": "string", "format": "email"}, ("/: format `email` is checked locally only",)),
+        ({"type": "object", "additionalProperties": False}, ("/: `additionalProperties` is checked locally only",)),
+        ({"type": "object", "properties": {"a": {"type": "string", "not": {}}}}, ("/properties/a: `not` is checked locally only",)),
+        ({"type": "array", "items": {"type": "integer", "exclusiveMinimum": 0}}, ("/items: `exclusiveMinimum` is checked locally only",)),
+        ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, ("/: `oneOf` is sent as anyOf",)),
+        ({"type": "integer", "enum": [1]}, ("/: values that are not text cannot be an enum at the service",)),
+        ({"$ref": "#/$defs/gone"}, ("/: #/$defs/gone is resolved locally only",)),
+        ({"allOf": [{"type": "string"}]}, ("/: `allOf` is merged; rules that overlap are checked locally only",)),
+        ({"type": "object", "properties": {"a": True}}, ("/properties/a: anything goes: the service is told nothing",)),
+        ({"type": "string", "minLength": 1, "$comment": "x", "default": "y"}, ()),
+    ],
+)  # fmt: skip
+def test_what_only_the_local_check_enforces_is_said(schema: dict[str, Any], notes: tuple[str, ...]) -> None:
+    assert lower(schema)[1] == notes
+
+
+@pytest.mark.xfail(strict=True, reason="_Lowering._reference drops what stands beside a $ref without a note")
+def test_rules_beside_a_reference_are_noted() -> None:
+    schema = {"$defs": {"s": {"type": "string"}}, "$ref": "#/$defs/s", "minLength": 3}
+
+    lowered, notes = lower(schema)
+    assert "minLength" in lowered or any("minLength" in note for note in notes)
+
+
+def test_cycles_are_cut_once_per_path() -> None:
+    tree = {"type": "object", "properties": {"name": {"type": "string"}, "kids": {"type": "array", "items": {"$ref": "#"}}}}
+    lowered, notes = lower({"$defs": {"tree": tree}, "$ref": "#/$defs/tree"})
+    inner = lowered["properties"]["kids"]["items"]
+
+    assert lowered["type"] == "OBJECT"
+    assert inner["properties"]["kids"]["items"] == {}
+    assert any("cycle" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        {"allOf": [{"$ref": "#"}]},
+        {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+        {"$ref": "#/title/0", "title": "words"},
+        {"$ref": "https://example.com/other.json"},
+        {"$ref": "#/anyOf/7", "anyOf": []},
+        {"type": "array", "items": False},
+        {"type": "array", "items": [{"type": "string"}]},
+        {"properties": {"properties": {"properties": {"items": {"type": "string"}}}}},
+    ],
+)
+def test_odd_schemas_are_lowered_to_something(schema: dict[str, Any]) -> None:
+    lowered, _ = lower(schema)
+
+    assert isinstance(lowered, dict)
+
+
+def test_a_schema_is_not_changed_by_lowering() -> None:
+    schema = {"type": "object", "properties": {"a": {"allOf": [{"type": "string"}], "enum": ["x"]}}}
+    before = repr(schema)
+    lower(schema)
+
+    assert repr(schema) == before
+
+
+# ---------------------------------------------------------------- nothing that is valid is forbidden
+
+KEPT = ("enum", "minItems", "maxItems", "minLength", "maxLength", "pattern", "minimum", "maximum", "required")
+
+
+def as_json_schema(lowered: dict[str, Any]) -> dict[str, Any]:
+    """What the service enforces, as JSON Schema: `nullable` allows null whatever else is said."""
+    out = {name: lowered[name] for name in KEPT if name in lowered}
+    if "type" in lowered:
+        out["type"] = lowered["type"].lower()
+    if "properties" in lowered:
+        out["properties"] = {name: as_json_schema(sub) for name, sub in lowered["properties"].items()}
+    if "items" in lowered:
+        out["items"] = as_json_schema(lowered["items"])
+    if "anyOf" in lowered:
+        out["anyOf"] = [as_json_schema(sub) for sub in lowered["anyOf"]]
+    return {"anyOf": [out, {"type": "null"}]} if lowered.get("nullable") else out
+
+
+def allows(schema: dict[str, Any], value: Any) -> bool:
+    return jsonschema_rs.validator_for(schema, offline=True).is_valid(value)
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "b", "abc"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=5,
+)
+LEAVES = (
+    st.fixed_dictionaries({"type": st.sampled_from(["string", "integer", "number", "boolean", "null"])})
+    | st.fixed_dictionaries(
+        {"type": st.lists(st.sampled_from(["string", "integer", "null"]), min_size=1, max_size=3, unique=True)},
+        optional={"minLength": st.integers(0, 2), "maximum": st.integers(-1, 2)},
+    )
+    | st.fixed_dictionaries({"enum": st.lists(st.sampled_from(["a", "b", 1, None]), min_size=1, unique=True)})
+    | st.fixed_dictionaries({"const": st.sampled_from(["a", 1, None, True])})
+    | st.sampled_from([{}, {"$ref": "#/$defs/s"}, {"$ref": "#/$defs/o"}])
+)  # fmt: skip
+SCHEMAS = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.fixed_dictionaries(
+            {"type": st.just("object"), "properties": st.dictionaries(NAMES, inner, min_size=1, max_size=3)},
+            optional={"required": st.lists(NAMES, max_size=2, unique=True), "description": st.just("d")},
+        )
+        | st.fixed_dictionaries(
+            {"type": st.just("array"), "items": inner},
+            optional={"minItems": st.integers(0, 1), "maxItems": st.integers(1, 2)},
+        )
+        | st.builds(lambda kind, subs: {kind: subs}, st.sampled_from(["anyOf", "oneOf", "allOf"]), st.lists(inner, min_size=1, max_size=3))
+        | st.builds(lambda one, subs: {**one, "anyOf": subs}, inner, st.lists(inner, min_size=1, max_size=2))
+    ),
+    max_leaves=5,
+)  # fmt: skip
+DEFS = {
+    "s": {"type": ["string", "null"], "maxLength": 2},
+    "o": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/o"}}, "required": ["a"]},
+}  # fmt: skip
+
+
+@given(SCHEMAS, st.lists(VALUES, min_size=1, max_size=8))
+def test_a_valid_answer_is_never_forbidden(schema: dict[str, Any], values: list[Any]) -> None:
+    schema = {**schema, "$defs": DEFS}
+    lowered = as_json_schema(lower(schema)[0])
+    for value in values:
+        if allows(schema, value):
+            assert allows(lowered, value), (schema, lowered, value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        pytest.param(
+            {"type": "array", "prefixItems": [{"type": "string"}], "items": {"type": "integer"}},
+            ["a", 1],
+            marks=pytest.mark.xfail(
+                strict=True, reason="_Lowering._children: `items` does not speak of what `prefixItems` covers"
+            ),
+        ),
+        pytest.param(
+            {"properties": {"a": {"type": "string"}}},
+            5,
+            marks=pytest.mark.xfail(
+                strict=True, reason="_Lowering._type: `properties` alone does not ask for an object"
+            ),
+        ),
+        ({"anyOf": [{"type": "object", "properties": {"a": {}}, "required": ["a"]}, {"type": "null"}]}, None),
+        ({"type": ["string", "integer"], "enum": ["a", 1]}, 1),
+        ({"allOf": [{"enum": ["a", "b"]}, {"enum": ["b", "c"]}]}, "b"),
+        ({"const": None}, None),
+    ],
+)
+def test_valid_answers_that_need_care(schema: dict[str, Any], value: Any) -> None:
+    assert allows(schema, value)
+    assert allows(as_json_schema(lower(schema)[0]), value)
