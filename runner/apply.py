@@ -539,7 +539,7 @@ class Apply:
         db = rowtable.connect(self._plan.rows_path)
         try:
             for row in rowtable.rows(db, order=order):
-                outcome = export.row_outcome(row, self._index.stored)
+                outcome = export.row_outcome(row, self._index.outcome)
                 yield row._replace(outcome=outcome)
         finally:
             db.close()

@@ -11,6 +11,8 @@ from runner.model import Json
 
 MAX_SNIPPET = 160
 """Characters of a source line that are shown."""
+MAX_MESSAGE = 400
+"""Characters of a message that are shown as text; a file may hold a key of any length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,10 @@ def text(diagnostics: Iterable[Diagnostic]) -> str:
 
 def _block(diagnostic: Diagnostic) -> str:
     kind = "Warning" if diagnostic.severity == "warning" else "Error"
-    lines = [f"{kind}: {_clean(diagnostic.message)}  [{diagnostic.code}]"]
+    message = diagnostic.message
+    if len(message) > MAX_MESSAGE:
+        message = message[: MAX_MESSAGE - 3] + "..."
+    lines = [f"{kind}: {_clean(message)}  [{diagnostic.code}]"]
     inside = f", in {_clean(diagnostic.where)}" if diagnostic.where else ""
     place = f":{diagnostic.line}:{diagnostic.column}" if diagnostic.line else ""
     if diagnostic.path:

@@ -6,13 +6,12 @@ then written in input order. Memory is flat, and the same state always gives the
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import orjson
 
 from runner import results, rowtable
 from runner.errors import StateUnreadable
@@ -24,9 +23,10 @@ from runner.store import Store
 
 _SCHEMA = """
 CREATE TABLE want (
-    request_id TEXT PRIMARY KEY, token TEXT, part INTEGER, member INTEGER, at INTEGER, length INTEGER
+    request_id TEXT PRIMARY KEY, token TEXT, part INTEGER, member INTEGER, at INTEGER, length INTEGER,
+    jobs INTEGER
 ) WITHOUT ROWID;
-CREATE TABLE answer (request_id TEXT PRIMARY KEY, outcome TEXT, body BLOB) WITHOUT ROWID;
+CREATE TABLE answer (request_id TEXT PRIMARY KEY, outcome TEXT, jobs INTEGER, body BLOB) WITHOUT ROWID;
 """
 
 
@@ -46,15 +46,17 @@ def errors_path(destination: str) -> str:
     return (path.parent / f"{path.stem}.errors.jsonl").as_posix()
 
 
-def row_outcome(row: KnownRow, stored: Callable[[str], Stored | None]) -> str:
-    """The class of a row over all its requests: the first that is not ok; empty while one is open."""
+def row_outcome(row: KnownRow, outcome: Callable[[str], str]) -> str:
+    """The class of a row over all its requests: the first that is not ok; empty while one is open.
+
+    `outcome` gives a request's class, empty where it has none.
+    """
     if row.problem:
         return Outcome.BAD_INPUT
-    found = [stored(w.request_id) for w in row.wanted]
-    if any(s is None for s in found):
+    classes = [outcome(wanted.request_id) for wanted in row.wanted]
+    if "" in classes:
         return ""
-    classes = [s.outcome for s in found if s is not None]
-    broken = [c for c in classes if c is not Outcome.OK]
+    broken = [Outcome(name) for name in classes if name != Outcome.OK]
     return min(broken, key=list(Outcome).index) if broken else Outcome.OK
 
 
@@ -79,8 +81,8 @@ def write(
         db.executescript(_SCHEMA)
         with rowtable.transaction(db):
             _collect_wanted(db, rows(), stored)
-            _judge_all(db, spec, store, stored)
-        return _write_files(db, spec, rows(), stored, live)
+            _judge_all(db, spec, store)
+        return _write_files(db, spec, rows(), live)
     finally:
         db.close()
         for suffix in ("", "-journal"):
@@ -90,67 +92,69 @@ def write(
 def _collect_wanted(
     db: sqlite3.Connection, rows: Iterable[KnownRow], stored: Callable[[str], Stored | None]
 ) -> None:
-    def places() -> Iterator[tuple[str, str, int, int, int, int]]:
-        for row in rows:
-            for wanted in row.wanted:
-                found = stored(wanted.request_id)
-                if found is not None and found.ref is not None:
-                    ref = found.ref
-                    yield wanted.request_id, found.token, ref.part, ref.member, ref.offset, ref.length
+    """Note where each wanted response lies; a request without one is told by its outcome alone."""
+    for row in rows:
+        for wanted in row.wanted:
+            found = stored(wanted.request_id)
+            if found is None:
+                continue
+            if found.ref is None:
+                body = _failure_body(found.code, found.message, None)
+                db.execute(
+                    "INSERT OR IGNORE INTO answer VALUES (?,?,?,?)",
+                    (found.request_id, found.outcome, found.jobs, body),
+                )
+                continue
+            ref = found.ref
+            place = (found.request_id, found.token, ref.part, ref.member, ref.offset, ref.length, found.jobs)
+            db.execute("INSERT OR IGNORE INTO want VALUES (?,?,?,?,?,?,?)", place)
 
-    db.executemany("INSERT OR IGNORE INTO want VALUES (?,?,?,?,?,?)", places())
 
-
-def _judge_all(
-    db: sqlite3.Connection, spec: Spec, store: Store, stored: Callable[[str], Stored | None]
-) -> None:
+def _judge_all(db: sqlite3.Connection, spec: Spec, store: Store) -> None:
     judge = Judge(spec.output_schema)
     has_schema = spec.output_schema is not None
     include = {name for d in spec.destinations for name in d.include}
     files = db.execute("SELECT DISTINCT token, part FROM want ORDER BY token, part").fetchall()
     for token, part in files:
         places = db.execute(
-            "SELECT member, at, length, request_id FROM want"
+            "SELECT member, at, length, request_id, jobs FROM want"
             " WHERE token = ? AND part = ? ORDER BY member, at",
             (token, part),
         ).fetchall()
         answers = _answers(store, token, part, places, judge)
         db.executemany(
-            "INSERT INTO answer VALUES (?,?,?)",
+            "INSERT INTO answer VALUES (?,?,?,?)",
             (
-                (answer.request_id, answer.outcome, _body(answer, has_schema, include, stored))
-                for answer in answers
+                (answer.request_id, answer.outcome, jobs, _body(answer, has_schema, include, token))
+                for answer, jobs in answers
             ),
         )
 
 
 def _answers(
-    store: Store, token: str, part: int, places: list[tuple[int, int, int, str]], judge: Judge
-) -> Iterator[Answer]:
+    store: Store, token: str, part: int, places: list[tuple[int, int, int, str, int]], judge: Judge
+) -> Iterator[tuple[Answer, int]]:
     at = 0
     for offset, data in store.response_members(token, part):
         while at < len(places) and places[at][0] == offset:
-            _, start, length, request_id = places[at]
+            _, start, length, request_id, jobs = places[at]
             answer = judge.line(data[start : start + length])
             if not isinstance(answer, Answer) or answer.request_id != request_id:
                 raise StateUnreadable(f"responses/{token}.{part}.jsonl.gz does not hold {request_id}")
-            yield answer
+            yield answer, jobs
             at += 1
     if at < len(places):
         raise StateUnreadable(f"responses/{token}.{part}.jsonl.gz ends too early")
 
 
-def _body(
-    answer: Answer, has_schema: bool, include: set[str], stored: Callable[[str], Stored | None]
-) -> bytes:
+def _body(answer: Answer, has_schema: bool, include: set[str], token: str) -> bytes:
     if answer.outcome is not Outcome.OK:
-        return orjson.dumps({"code": answer.code, "message": answer.message, "raw": answer.raw}, default=str)
+        return _failure_body(answer.code, answer.message, answer.raw)
     meta: dict[str, Json] | None = None
     if "meta" in include:
-        found = stored(answer.request_id)
         meta = {
             "_request_id": answer.request_id,
-            "_attempt": found.token if found else "",
+            "_attempt": token,
             "_model_version": answer.model_version,
             "_usage": dict(answer.usage),
             "_finish_reason": answer.finish_reason,
@@ -158,11 +162,14 @@ def _body(
     return results.record_tail(answer, has_schema=has_schema, meta=meta)
 
 
+def _failure_body(code: str, message: str, raw: Json) -> bytes:
+    return results.dump_line({"code": code, "message": message, "raw": raw})
+
+
 def _write_files(
     db: sqlite3.Connection,
     spec: Spec,
     rows: Iterable[KnownRow],
-    stored: Callable[[str], Stored | None],
     live: Callable[[str], str | None],
 ) -> Written:
     destination: Destination = spec.destinations[0]
@@ -171,7 +178,7 @@ def _write_files(
     counts: Counter[str] = Counter()
     with jsonl.JsonlFile(spec.folder / destination.path) as records, jsonl.JsonlFile(failures_path) as failed:
         for row in rows:
-            outcome, line = _row_line(db, row, stored, live)
+            outcome, line = _row_line(db, row, live)
             counts[outcome] += 1
             if outcome == Outcome.OK:
                 records.write(line)
@@ -185,46 +192,26 @@ def _write_files(
     return Written(files, dict(counts))
 
 
-def _row_line(
-    db: sqlite3.Connection,
-    row: KnownRow,
-    stored: Callable[[str], Stored | None],
-    live: Callable[[str], str | None],
-) -> tuple[str, bytes]:
+def _row_line(db: sqlite3.Connection, row: KnownRow, live: Callable[[str], str | None]) -> tuple[str, bytes]:
     """A row's class and its line; the line is empty for a row that is not settled."""
     if row.bad is not None:
         bad = row.bad
         where = f"{bad.path}:{bad.line}: " if bad.path else ""
-        return Outcome.BAD_INPUT, results.failure(
-            row.key, Outcome.BAD_INPUT, bad.code, where + bad.message, 0, None
-        )
-    wanted = row.wanted
-    found = [stored(w.request_id) for w in wanted]
-    if any(live(w.request_id) for w in wanted):
+        line = results.failure(row.key, Outcome.BAD_INPUT, bad.code, where + bad.message, 0, None)
+        return Outcome.BAD_INPUT, line
+    ids = [wanted.request_id for wanted in row.wanted]
+    if any(live(request_id) for request_id in ids):
         return "in_flight", b""
-    if any(s is None for s in found):
+    query = "SELECT outcome, jobs, body FROM answer WHERE request_id = ?"
+    answers = [db.execute(query, (request_id,)).fetchone() for request_id in ids]
+    if any(answer is None for answer in answers):
         return "held_back", b""
-    worst: tuple[int, Stored, str, bytes] | None = None
-    tail = b""
-    for request, outcome_of in zip(wanted, found, strict=True):
-        assert outcome_of is not None
-        answer = db.execute(
-            "SELECT outcome, body FROM answer WHERE request_id = ?", (request.request_id,)
-        ).fetchone()
-        outcome, body = (answer[0], answer[1]) if answer else (outcome_of.outcome, b"")
-        if outcome == Outcome.OK:
-            tail = body
-            continue
-        rank = list(Outcome).index(Outcome(outcome))
-        if worst is None or rank < worst[0]:
-            worst = (rank, outcome_of, outcome, body)
-    if worst is None:
-        return Outcome.OK, results.record(row.key, tail)
-    _, first, outcome, body = worst
-    if not body:
-        return outcome, results.failure(row.key, outcome, first.code, first.message, first.jobs, None)
-    told = orjson.loads(body)
-    return outcome, results.failure(row.key, outcome, told["code"], told["message"], first.jobs, told["raw"])
+    broken = [answer for answer in answers if answer[0] != Outcome.OK]
+    if not broken:
+        return Outcome.OK, results.record(row.key, answers[-1][2])
+    outcome, jobs, body = min(broken, key=lambda answer: list(Outcome).index(Outcome(answer[0])))
+    told = json.loads(body)
+    return outcome, results.failure(row.key, outcome, told["code"], told["message"], jobs, told["raw"])
 
 
 def destinations(spec: Spec) -> tuple[str, ...]:

@@ -21,14 +21,14 @@ from runner.model import Attempt, State, Stored
 from runner.rowtable import KnownRow
 from runner.store import Store
 
-_VERSION = "1"
+_VERSION = "2"
 RACY_NS = 2_000_000_000
 """A file changed this shortly before it was read may change again without looking different."""
 _SCHEMA = (
     rowtable.ROW_SCHEMA
     + """
 CREATE INDEX row_requests ON row(requests);
-CREATE TABLE outcome (request_id TEXT PRIMARY KEY, line BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE outcome (request_id TEXT PRIMARY KEY, outcome TEXT NOT NULL, line BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE token (token TEXT PRIMARY KEY, summary TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE live (request_id TEXT PRIMARY KEY, token TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -125,6 +125,11 @@ class Index:
         found = self._db.execute("SELECT line FROM outcome WHERE request_id = ?", (request_id,)).fetchone()
         return None if found is None else parts.load_outcome(found[0])
 
+    def outcome(self, request_id: str) -> str:
+        """The class of a request's latest outcome, empty where it has none."""
+        found = self._db.execute("SELECT outcome FROM outcome WHERE request_id = ?", (request_id,)).fetchone()
+        return "" if found is None else str(found[0])
+
     def live(self, request_id: str) -> str | None:
         """The token of the live attempt that holds a request."""
         if not self._live:
@@ -183,7 +188,8 @@ class Index:
         summary = orjson.dumps(header["summary"]).decode()
         self._db.execute("INSERT OR REPLACE INTO token VALUES (?, ?)", (header["token"], summary))
         self._db.executemany(
-            "INSERT OR REPLACE INTO outcome VALUES (?, ?)", ((orjson.loads(x)["id"], x) for x in lines)
+            "INSERT OR REPLACE INTO outcome VALUES (?, ?, ?)",
+            ((body["id"], body["outcome"], line) for line in lines for body in (orjson.loads(line),)),
         )
         self._set_meta("outcomes", str(number))
 

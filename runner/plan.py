@@ -42,6 +42,8 @@ Signature = tuple[int, int, int, int]
 """(byte size, mtime_ns, ctime_ns, inode) of an input file."""
 SAMPLE_COUNT = 3
 _OK = str(Outcome.OK)
+_BATCH = 500
+_INSERT_CHANGE = "INSERT INTO change VALUES (?,?,?,?,?,?,?,?,?)"
 _BAD_ROWS_SHOWN = 20
 
 
@@ -232,6 +234,8 @@ class _Planner:
         self._components_id = digest(self._components)
         self._path = workspace / "plan.sqlite"
         self._db: sqlite3.Connection | None = None
+        self._rows: list[KnownRow] = []
+        self._changes: list[tuple[str | int, ...]] = []
         self._writer = ShardWriter(workspace, spec.shards)
         self._cursor = history.glances()
         self._head = next(self._cursor, None)
@@ -447,22 +451,35 @@ class _Planner:
         return self._db
 
     def _insert(self, row: KnownRow) -> None:
+        self._spool()
+        self._rows.append(row)
+        if len(self._rows) >= _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write buffered rows and changes; one statement for many is several times faster."""
+        if self._db is None:
+            return
+        self._db.executemany(_INSERT_CHANGE, self._changes)
+        self._changes = []
+        rows, self._rows = self._rows, []
         try:
-            rowtable.insert(self._spool(), (row,))
+            rowtable.insert(self._db, rows)
         except sqlite3.IntegrityError:
-            raise InputUnreadable(
-                f"two inputs have the key {row.key!r}", hint="make the globs of the sources disjoint"
-            ) from None
+            for position, row in enumerate(rows):
+                if rowtable.row(self._db, row.key) or any(r.key == row.key for r in rows[:position]):
+                    raise _twice(row.key) from None
+            raise
 
     def _change(
         self, row: KnownRow, action: Action, reasons: tuple[str, ...], was: str, same_as: str
     ) -> None:
-        self._spool().execute(
-            "INSERT INTO change VALUES (?,?,?,?,?,?,?,?,?)",
+        self._spool()
+        self._changes.append(
             (
                 row.key, row.ordinal, action, orjson.dumps(reasons).decode(), row.requests, was, same_as,
                 row.input, row.components,
-            ),
+            )
         )  # fmt: skip
 
     def _match(self, key: str) -> KnownRow | None:
@@ -477,9 +494,7 @@ class _Planner:
             self._cursor = self._history.glances(found.ordinal + 1)
             self._head = next(self._cursor, None)
         if self._seen[found.ordinal]:
-            raise InputUnreadable(
-                f"two inputs have the key {key!r}", hint="make the globs of the sources disjoint"
-            )
+            raise _twice(key)
         self._seen[found.ordinal] = 1
         return found
 
@@ -499,6 +514,7 @@ class _Planner:
         for selector in (target, self._selection.replace):
             if selector is not None:
                 selector.check()
+        self._flush()
         if self._counts[Action.REMOVED]:
             self._find_renames()
 
@@ -596,6 +612,10 @@ class _Planner:
                 f" guards.max_removed_ratio is {guards.max_removed_ratio:g}"
             )
         return tuple(out)
+
+
+def _twice(key: str) -> InputUnreadable:
+    return InputUnreadable(f"two inputs have the key {key!r}", hint="make the globs of the sources disjoint")
 
 
 def _alike(prior: KnownRow, now: KnownRow) -> bool:

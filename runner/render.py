@@ -98,7 +98,9 @@ class Renderer:
         config = {_camel(key): _camel_keys(value) for key, value in spec.generation_config.items()}
         if spec.output_schema is not None:
             config["responseMimeType"] = "application/json"
-            config["responseSchema"] = response_schema.lower(spec.output_schema)[0]
+            lowered, _ = response_schema.lower(spec.output_schema)
+            if lowered:
+                config["responseSchema"] = lowered
         body: dict[str, Any] = {
             "contents": contents,
             "generationConfig": config,

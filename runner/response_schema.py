@@ -46,10 +46,13 @@ def lower(schema: Mapping[str, Json]) -> tuple[dict[str, Json], tuple[str, ...]]
     """The `responseSchema` to send, and one line per rule that only the local check enforces.
 
     Property order is kept through `propertyOrdering`. Each line starts with a JSON pointer
-    into the user's schema.
+    into the user's schema. The schema to send is empty where a part of the user's has no form at
+    the service (an object or array of anything): then the service is only told to answer JSON.
     """
     lowering = _Lowering(schema)
-    return lowering.node(schema, "", ()), tuple(dict.fromkeys(lowering.notes))
+    lowered = lowering.node(schema, "", ())
+    notes = tuple(dict.fromkeys((*lowering.formless, *lowering.notes)))
+    return ({} if lowering.formless else lowered), notes
 
 
 def ordered(schema: Json) -> Json:
@@ -73,17 +76,20 @@ class _Lowering:
     def __init__(self, root: Mapping[str, Json]) -> None:
         self.root = root
         self.notes: list[str] = []
+        self.formless: list[str] = []
+
+    def no_form(self, pointer: str, what: str) -> dict[str, Json]:
+        self.formless.append(f"{pointer or '/'}: {what}: no schema is sent, only that JSON is wanted")
+        return {}
 
     def note(self, pointer: str, what: str) -> None:
         self.notes.append(f"{pointer or '/'}: {what}")
 
     def node(self, schema: Json, pointer: str, refs: tuple[str, ...]) -> dict[str, Json]:
         if schema is True or schema == {}:
-            self.note(pointer, "anything goes: the service is told nothing")
-            return {}
+            return self.no_form(pointer, "anything goes")
         if not isinstance(schema, Mapping):
-            self.note(pointer, "`false` cannot be expressed")
-            return {}
+            return self.no_form(pointer, "`false`")
         if "$ref" in schema:
             return self._reference(schema, pointer, refs)
         for key in schema:
@@ -107,8 +113,7 @@ class _Lowering:
     def _reference(self, schema: Mapping[str, Json], pointer: str, refs: tuple[str, ...]) -> dict[str, Json]:
         target = str(schema["$ref"])
         if target in refs:
-            self.note(pointer, f"the cycle through {target} is cut here")
-            return {}
+            return self.no_form(pointer, f"a cycle through {target}")
         found: Any = self.root
         if target != "#":
             for part in target.removeprefix("#/").split("/"):
@@ -118,8 +123,7 @@ class _Lowering:
                 elif isinstance(found, Sequence) and name.isdigit() and int(name) < len(found):
                     found = found[int(name)]
                 else:
-                    self.note(pointer, f"{target} is resolved locally only")
-                    return {}
+                    return self.no_form(pointer, f"{target} is resolved locally only")
         out = self.node(found, pointer, (*refs, target))
         for key in ("title", "description"):
             if key in schema:
@@ -173,6 +177,8 @@ class _Lowering:
             out["type"] = names[0].upper()
         elif names:
             out["anyOf"] = [{"type": name.upper()} for name in names]
+            if {"object", "array"} & set(names):
+                self.no_form(pointer, f"a value that is {' or '.join(names)}")
         kind = names[0] if len(names) == 1 else ""
         if "format" in schema:
             if schema["format"] in _FORMATS.get(kind, ()):
@@ -208,6 +214,12 @@ class _Lowering:
                 out["required"] = required
         if "items" in schema:
             out["items"] = self.node(schema["items"], f"{pointer}/items", refs)
+        if out.get("type") == "OBJECT" and "properties" not in out:
+            self.no_form(pointer, "an object of any properties")
+        if out.get("type") == "ARRAY" and "items" not in out:
+            self.no_form(pointer, "an array of anything")
+        if "type" not in out and "anyOf" not in out:
+            self.no_form(pointer, "a value without a type")
 
 
 def _allowed(schema: Mapping[str, Json]) -> list[Json]:

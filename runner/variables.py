@@ -27,6 +27,7 @@ DEFAULT_ENV = "default"
 _UNSET = object()
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?\Z")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)\Z")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _TEMPLATES = ("prompt", "system_instruction")
 _NOT_FILLED = ("version", "variables", "environments", "extends")
@@ -238,6 +239,9 @@ def _fits(kind: str, value: Json) -> bool:
 
 def _converted(kind: str, text: str) -> Any:
     """The text as a value of the type, or _UNSET."""
+    # Bytes of the shell that are no UTF-8 arrive as half surrogates, which no request can hold.
+    if _SURROGATE.search(text):
+        return _UNSET
     if kind == "string":
         return text
     if kind == "list":

@@ -74,6 +74,11 @@ def test_a_long_line_is_cut_around_the_place() -> None:
     assert underline.count("^") == 3
 
 
+def test_a_long_message_is_cut() -> None:
+    shown = diagnostics.text([example(message="m" * 10_000, snippet="", hint="")])
+    assert len(shown) < diagnostics.MAX_MESSAGE + 100
+
+
 def test_nothing_reaches_the_terminal_that_could_steer_it() -> None:
     shown = diagnostics.text(
         [example(message="\x1b[2J\u202ereversed", path="a\nb", snippet="x\x07\x1b[0m\ty")]

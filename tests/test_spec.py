@@ -108,7 +108,8 @@ cleanup: keep
 """,
         (
             "inputs: data/*.txt",
-            "inputs:\n  - ./a/*.txt\n  - files: {glob: b/**, exclude: b/x, encoding: cp1252}\n    on_bad_row: skip",
+            "inputs:\n  - ./a/*.txt\n"
+            "  - files: {glob: b/**, exclude: b/x, encoding: cp1252}\n    on_bad_row: skip",
         ),
         ("out/tickets.jsonl", "\n  - {path: out/t.jsonl, include: [meta]}"),
         ("backend: local", "backend: {type: gemini, poll_interval_s: 1.5m, settle_s: 3, api_version: v1}"),

@@ -100,6 +100,8 @@ def test_texts_are_converted_to_the_declared_type(load: Load, kind: str, text: s
         ("boolean", "True"),
         ("list", "[a]"),
         ("list", '[{"a": 1}]'),
+        ("string", "caf\udce9"),
+        ("list", "caf\udce9,b"),
     ],
 )
 def test_texts_that_do_not_fit_are_refused(load: Load, kind: str, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import click
@@ -25,16 +24,7 @@ def command(port: int, folder: Path, faults: Path | None) -> None:
     It speaks the service's protocol on loopback; no model is called, answers are derived from the
     requests.
     """
-    from runner.emulator import faults as faultfile
-    from runner.emulator import server
+    from runner.emulator import foreground
 
-    plan = faultfile.load(faults) if faults is not None else None
-    running = server.serve(folder, port, plan)
-    click.echo(running.url)
     click.echo("The answers are the emulator's; no model is called. Ctrl-C ends it.", err=True)
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        click.echo("Stopped.", err=True)
-    finally:
-        running.close()
+    foreground.run(folder, port, faults)
