@@ -123,7 +123,7 @@ def decide(situation: Situation, policy: Policy, now: float) -> Step:
     for attempt in situation.attempts:
         by_state.setdefault(attempt.state, []).append(attempt)
     prepared = by_state.get(AttemptState.PREPARED, [])
-    posting = by_state.get(AttemptState.POSTING, [])
+    posting = [a for a in by_state.get(AttemptState.POSTING, []) if a.token not in situation.quarantined]
     submitted = by_state.get(AttemptState.SUBMITTED, [])
 
     for attempt in prepared:
@@ -131,7 +131,7 @@ def decide(situation: Situation, policy: Policy, now: float) -> Step:
             return Void(attempt.token)
     times: list[float] = []
     for attempt in posting:
-        if attempt.token in situation.quarantined or _waits_for_quota(attempt):
+        if _waits_for_quota(attempt):
             continue
         due = _find_due(attempt, situation, policy)
         if due <= now:
@@ -166,7 +166,7 @@ def decide(situation: Situation, policy: Policy, now: float) -> Step:
     if not waiting and not unsent and not times:
         stuck = bool(situation.todo) or bool(posting) or bool(situation.quarantined)
         return Done(complete=not stuck and not situation.halted)
-    if not policy.wait:
+    if not policy.wait or not times:
         return Done(complete=False)
     return Sleep(min(times))
 
@@ -201,7 +201,7 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """No job was found for the second time: a person has to look."""
+    """No job was found for the second time, or it cannot be known: a person has to look."""
 
 
 _FURTHEST = (
@@ -236,6 +236,9 @@ def resolve(
         best, *others = sorted(found, key=lambda job: (_FURTHEST.index(job.state), job.job_name))
         return Adopt(best, tuple(others))
     settled = now >= attempt.posted_at + _settle_s(policy, knows_a_job)
+    if settled and not control and not knows_a_job:
+        # The upload has gone, so nothing can tell any more whether the listing is to be trusted.
+        return Quarantine()
     if not settled or not control:
         return NotFound(attempt.clean_listings)
     if attempt.clean_listings + 1 < CLEAN_LISTINGS:

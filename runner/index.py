@@ -207,8 +207,9 @@ class Index:
     # ------------------------------------------------------------ the file
 
     def _open(self) -> sqlite3.Connection:
-        db = rowtable.connect(self._path)
+        db = None
         try:
+            db = rowtable.connect(self._path)
             if self._path is not None:
                 db.execute("PRAGMA journal_mode=WAL")
                 self._path.chmod(0o600)
@@ -218,10 +219,11 @@ class Index:
                 return db
         except sqlite3.DatabaseError:
             pass
-        return self._create(db)
+        if db is not None:
+            db.close()
+        return self._create()
 
-    def _create(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        db.close()
+    def _create(self) -> sqlite3.Connection:
         if self._path is not None:
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)

@@ -91,10 +91,14 @@ def pack_responses(
 
 def unpack_member(data: bytes, name: str) -> bytes:
     """The uncompressed bytes of the gzip member that `data` starts with."""
+    unpacker = zlib.decompressobj(wbits=31)
     try:
-        return zlib.decompressobj(wbits=31).decompress(data)
+        out = unpacker.decompress(data)
     except zlib.error as error:
         raise StateUnreadable(f"{name} is damaged: {error}") from error
+    if not unpacker.eof:
+        raise StateUnreadable(f"{name} ends too early")
+    return out
 
 
 def members(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
@@ -136,7 +140,13 @@ def dump_outcome(stored: Stored) -> bytes:
         value = getattr(stored, name)
         if value:
             body[name] = value
-    return orjson.dumps(body) + b"\n"
+    try:
+        return orjson.dumps(body) + b"\n"
+    except orjson.JSONEncodeError:
+        # The service's words may hold half a surrogate pair, which is no text.
+        words = {"code": stored.code, "message": stored.message, "model_version": stored.model_version}
+        clean = {key: value.encode("utf-8", "replace").decode() for key, value in words.items() if value}
+        return orjson.dumps({**body, **clean}) + b"\n"
 
 
 def load_outcome(line: bytes) -> Stored:

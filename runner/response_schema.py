@@ -1,7 +1,9 @@
 """The user's JSON Schema, lowered to what the service can enforce. Pure.
 
 The service takes an OpenAPI subset as `responseSchema`; the full schema is always checked
-locally, so lowering may lose rules but must never forbid an answer that the schema allows.
+locally, so lowering may lose rules but must not forbid an answer that the schema allows. One
+exception: a schema that speaks of `properties` or `items` and names no type is taken to mean an
+object or an array, as everyone who writes one does.
 
 Source: https://ai.google.dev/api/caching#Schema (fields of Schema); batch jobs were reported to
 return degenerate JSON with `responseJsonSchema` and sound JSON with `responseSchema`.
@@ -101,7 +103,7 @@ class _Lowering:
             self.note(pointer, "`oneOf` is sent as anyOf")
         out: dict[str, Json] = {}
         if isinstance(variants, Sequence):
-            self._any_of(out, variants, pointer, refs)
+            self._any_of(out, variants, pointer, refs, typed="type" in merged or "properties" in merged)
         self._type(out, merged, pointer)
         self._values(out, merged, pointer)
         for key in _KEPT:
@@ -114,21 +116,33 @@ class _Lowering:
         target = str(schema["$ref"])
         if target in refs:
             return self.no_form(pointer, f"a cycle through {target}")
-        found: Any = self.root
-        if target != "#":
-            for part in target.removeprefix("#/").split("/"):
-                name = part.replace("~1", "/").replace("~0", "~")
-                if isinstance(found, Mapping) and name in found:
-                    found = found[name]
-                elif isinstance(found, Sequence) and name.isdigit() and int(name) < len(found):
-                    found = found[int(name)]
-                else:
-                    return self.no_form(pointer, f"{target} is resolved locally only")
+        found = self._target(target)
+        if found is None:
+            return self.no_form(pointer, f"{target} is resolved locally only")
         out = self.node(found, pointer, (*refs, target))
-        for key in ("title", "description"):
-            if key in schema:
+        for key in schema:
+            if key in ("title", "description"):
                 out[key] = schema[key]
+            elif key not in ("$ref", "$defs", "definitions", "$schema", "$id", "$comment"):
+                self.note(pointer, f"`{key}` beside a $ref is checked locally only")
         return out
+
+    def _target(self, target: str) -> Json:
+        """What a local `$ref` points at, None where it points elsewhere."""
+        found: Any = self.root
+        if target == "#":
+            return found
+        if not target.startswith("#/"):
+            return None
+        for part in target.removeprefix("#/").split("/"):
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, Mapping) and name in found:
+                found = found[name]
+            elif isinstance(found, Sequence) and name.isdigit() and int(name) < len(found):
+                found = found[int(name)]
+            else:
+                return None
+        return found
 
     def _merge_all_of(
         self, schema: Mapping[str, Json], pointer: str, refs: tuple[str, ...]
@@ -136,9 +150,9 @@ class _Lowering:
         if "allOf" not in schema:
             return schema
         merged = {key: value for key, value in schema.items() if key != "allOf"}
-        for index, part in enumerate(schema["allOf"]):
-            if isinstance(part, Mapping) and "$ref" in part and part["$ref"] not in refs:
-                part = self._reference(part, f"{pointer}/allOf/{index}", refs)
+        for part in schema["allOf"]:
+            if isinstance(part, Mapping) and "$ref" in part:
+                part = self._target(str(part["$ref"])) if part["$ref"] not in refs else None
             for key, value in part.items() if isinstance(part, Mapping) else ():
                 if key == "properties":
                     merged[key] = {**merged.get(key, {}), **value}
@@ -150,7 +164,13 @@ class _Lowering:
         return merged
 
     def _any_of(
-        self, out: dict[str, Json], variants: Sequence[Json], pointer: str, refs: tuple[str, ...]
+        self,
+        out: dict[str, Json],
+        variants: Sequence[Json],
+        pointer: str,
+        refs: tuple[str, ...],
+        *,
+        typed: bool,
     ) -> None:
         kept = [v for v in variants if not (isinstance(v, Mapping) and v.get("type") == "null")]
         if len(kept) < len(variants):
@@ -158,7 +178,14 @@ class _Lowering:
         if len(kept) == 1:
             out.update(self.node(kept[0], pointer, refs))
         elif kept:
-            out["anyOf"] = [self.node(v, f"{pointer}/anyOf/{i}", refs) for i, v in enumerate(kept)]
+            known = len(self.formless)
+            lowered = [self.node(v, f"{pointer}/anyOf/{i}", refs) for i, v in enumerate(kept)]
+            if typed and len(self.formless) > known:
+                # Such as `anyOf: [{required: [a]}, {required: [b]}]`: the type beside it is enough to send.
+                del self.formless[known:]
+                self.note(pointer, "`anyOf` is checked locally only")
+            else:
+                out["anyOf"] = lowered
 
     def _type(self, out: dict[str, Json], schema: Mapping[str, Json], pointer: str) -> None:
         given = schema.get("type")
@@ -212,7 +239,16 @@ class _Lowering:
             required = [name for name in schema.get("required", ()) if name in properties]
             if required:
                 out["required"] = required
-        if "items" in schema:
+        if "prefixItems" in schema:
+            # The service knows one schema for all items; `items` speaks only of those that follow.
+            first = [
+                self.node(s, f"{pointer}/prefixItems/{i}", refs) for i, s in enumerate(schema["prefixItems"])
+            ]
+            rest = schema.get("items", True)
+            out["items"] = {
+                "anyOf": first if rest is False else [*first, self.node(rest, f"{pointer}/items", refs)]
+            }
+        elif "items" in schema:
             out["items"] = self.node(schema["items"], f"{pointer}/items", refs)
         if out.get("type") == "OBJECT" and "properties" not in out:
             self.no_form(pointer, "an object of any properties")

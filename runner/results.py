@@ -9,11 +9,13 @@ Source: shapes of output lines in https://ai.google.dev/gemini-api/docs/batch-ap
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import orjson
 
 from runner.model import Answer, Json, Outcome
@@ -29,6 +31,8 @@ _BLOCKED_REASONS = frozenset(
     }
 )  # fmt: skip
 _FENCE = re.compile(r"```[A-Za-z0-9_+-]*[ \t]*\r?\n?(.*?)```", re.DOTALL)
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
+"""Brackets, and whole strings, so that brackets inside of them do not count."""
 _RPC_CODES = {
     1: "CANCELLED", 2: "UNKNOWN", 3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 5: "NOT_FOUND",
     6: "ALREADY_EXISTS", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED", 9: "FAILED_PRECONDITION",
@@ -132,10 +136,14 @@ class Judge:
                 outcome=Outcome.UNPARSEABLE, code="NOT_JSON", message=what, raw=text, parts=others, **common
             )
         value, repaired = found
-        messages = [
-            f"/{'/'.join(map(str, error.instance_path))}: {error.message}"
-            for _, error in zip(range(5), self._errors(value), strict=False)
-        ]
+        try:
+            messages = [
+                f"/{'/'.join(map(str, error.instance_path))}: {error.message}"
+                for _, error in zip(range(5), self._errors(value), strict=False)
+            ]
+        except ValueError as error:
+            # Values that no other JSON reader would take either, such as half a surrogate pair.
+            messages = [f"/: {error}"]
         if messages:
             message = "; ".join(messages)[:_MAX_MESSAGE_CHARS]
             return Answer(
@@ -160,26 +168,31 @@ def extract_json(text: str) -> tuple[Json, str] | None:
             return _parse(match.group(1).strip().encode()), "fence"
         except (ValueError, RecursionError):
             continue
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     at = _next_open(text, 0)
-    for _ in range(64):
-        if at < 0:
-            return None
+    while at >= 0:
         try:
             value, _end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            if error.pos >= len(text) or error.msg.startswith("Unterminated"):
-                # Cut off: what stands inside an unfinished value is not the answer.
-                return None
-            at = _next_open(text, at + 1)
+        except (ValueError, RecursionError):
+            # What stands inside a value that cannot be read is not the answer: go on behind it.
+            at = _next_open(text, _close_of(text, at))
             continue
-        except RecursionError:
-            return None
         if value in ({}, []):
             at = _next_open(text, at + 1)
             continue
         return value, "prose"
     return None
+
+
+def _close_of(text: str, start: int) -> int:
+    """The place of the bracket that closes the one at `start`, the text's end where none does."""
+    depth = 0
+    for match in _BRACKETS.finditer(text, start):
+        char = match.group()
+        depth += (char in "{[") - (char in "}]")
+        if depth == 0:
+            return match.start()
+    return len(text)
 
 
 def record_tail(answer: Answer, *, has_schema: bool, meta: Mapping[str, Json] | None = None) -> bytes:
@@ -188,6 +201,8 @@ def record_tail(answer: Answer, *, has_schema: bool, meta: Mapping[str, Json] | 
     if has_schema:
         if isinstance(answer.value, dict):
             body.update(answer.value)
+            # The row's key stands there.
+            body.pop("_key", None)
         else:
             body["value"] = answer.value
     else:
@@ -230,11 +245,19 @@ def dump_line(body: Json) -> bytes:
 
 
 def _parse(data: bytes) -> Json:
+    # msgspec, since orjson rounds whole numbers of more than 64 bits.
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        # orjson refuses lone surrogates, which json accepts; NaN and infinities stay refused.
-        return json.loads(data.decode(), parse_constant=_refuse_constant)
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        # It refuses half a surrogate pair, which JSON allows; NaN and infinities stay refused.
+        return json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is out of range")
+    return value
 
 
 def _refuse_constant(name: str) -> Json:
@@ -285,9 +308,9 @@ def _usage(usage: Json) -> dict[str, int]:
     out = {}
     for name, field in names.items():
         value = usage.get(field)
-        if isinstance(value, str) and value.isdigit():
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
             value = int(value)
-        if isinstance(value, int) and value:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53:
             out[name] = value
     return out
 

@@ -1,8 +1,10 @@
 """The Jinja dialect of specs: immutable sandbox, strict names, bounded work.
 
 Templates cannot read files, the environment or the network: there is no loader, and the
-sandbox refuses attributes that lead out. Work is bounded by counts, never by a clock, so a
-template that is stopped on one machine is stopped on all.
+sandbox refuses attributes that lead out. Work is bounded by counts, never by a clock or by
+memory, so a template that is stopped on one machine is stopped on all: every loop round,
+every call, filter, comparison and slice is charged for what it touches, before it is done
+where its result could be longer than what it is given.
 """
 
 from __future__ import annotations
@@ -20,14 +22,22 @@ MAX_OUTPUT_CHARS = 20_000_000
 """Longest text a template may make; the service's own limit for a request is below it."""
 MAX_STEPS = 1_000_000
 """Loop rounds of one rendering."""
-MAX_WIDTH = 100_000
+MAX_WORK = 50_000_000
+"""Characters and items that one rendering may touch, counted again at each operation."""
+MAX_ITEMS = 1_000_000
+"""Longest list, and most values inside one value that is printed."""
+MAX_WIDTH = 10_000
 """Widest padding, indentation or number format."""
-_PADDING = frozenset(
-    {"batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "wordwrap", "zfill"}
-)
-_WIDE_FORMAT = re.compile(r"\d{6,}|\*")
-_REMOVED_FILTERS = ("random", "pprint")
+_CALL_WORK = 1000
+"""What a call is charged besides what it touches: macros can call themselves twice."""
+_ITEM_WORK = 8
+"""An item of a list costs as much as so many characters of a text."""
+_PADDING = frozenset({"center", "indent", "ljust", "rjust", "zfill", "batch", "slice", "truncate"})
+_FORMAT_WIDTH = re.compile(r"\d+")
+_REMOVED_FILTERS = ("pprint", "random", "urlize", "wordwrap", "xmlattr")
 _REMOVED_GLOBALS = ("lipsum",)
+_REMOVED_METHODS = frozenset({"expandtabs", "format_map", "translate", "maketrans"})
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 
 
 class TemplateFailed(Exception):
@@ -64,12 +74,18 @@ class Fields:
     def __str__(self) -> str:
         raise TypeError(f"{self._label} as a whole is not text; name one of its fields")
 
+    __repr__ = __str__
+
     def describe(self) -> tuple[str, list[str]]:
         """The label and the names there are."""
         return self._label, sorted(self._values)
 
 
 class _Undefined(jinja2.StrictUndefined):
+    def __repr__(self) -> str:
+        # A list prints its items by repr, and an undefined one must not become text.
+        return self._fail_with_undefined_error()
+
     @property
     def _undefined_message(self) -> str:
         owner = self._undefined_obj
@@ -91,64 +107,88 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            undefined=_Undefined, keep_trailing_newline=True, autoescape=False, finalize=_printable
+            undefined=_Undefined, keep_trailing_newline=True, autoescape=False, finalize=self._printable
         )
         self.steps = 0
+        self.work = 0
         for name in _REMOVED_GLOBALS:
             del self.globals[name]
         for name in _REMOVED_FILTERS:
             del self.filters[name]
-        for name, function in self.filters.items():
-            self.filters[name] = self._bounded(name, function)
+        tables: tuple[dict[str, Any], ...] = (self.filters, self.tests)
+        for table in tables:
+            for name, function in table.items():
+                table[name] = self._charged(name, function)
         self.filters["_count"] = self._count
-        self.filters["_check"] = _checked
+        self.filters["_touch"] = self._touch
+        self.filters["_concat"] = self._concat
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
-            for text, count in ((left, right), (right, left)):
-                if (
-                    isinstance(text, (str, list, tuple))
-                    and isinstance(count, int)
-                    and len(text) * count > MAX_OUTPUT_CHARS
-                ):
-                    raise _LimitReached(f"a repetition longer than {MAX_OUTPUT_CHARS:,} characters")
+            for value, count in ((left, right), (right, left)):
+                limit = MAX_OUTPUT_CHARS if isinstance(value, str) else MAX_ITEMS
+                if isinstance(value, (str, list, tuple)) and isinstance(count, int):
+                    if len(value) * count > limit:
+                        raise _LimitReached(f"a repetition longer than {limit:,}")
+                    self.spend(len(value) * count)
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() + right.bit_length() if operator == "*" else left.bit_length() * right
             if bits > 4096:
                 raise _LimitReached("a number of more than 4,096 bits")
         if operator == "%" and isinstance(left, str):
             raise _LimitReached("the % operator on text; use ~ to join text")
-        return _checked(super().call_binop(context, operator, left, right))
+        self.spend(_size(left) + _size(right))
+        return _bounded(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
+        __self.spend(_CALL_WORK + _size(owner) + sum(map(_size, args)))
         if isinstance(owner, str):
-            _check_growth(__obj.__name__, owner, args)
-        return _checked(super().call(__context, __obj, *args, **kwargs))
+            __self._check_growth(f".{__obj.__name__}", owner, args)
+        return __self._spent(super().call(__context, __obj, *args, **kwargs))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        removed = isinstance(obj, str) and attr in _REMOVED_METHODS
+        return not removed and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        if getattr(value, "__name__", "") == "format_map":
+            return None
         wrapped = super().wrap_str_format(value)
         if wrapped is None:
             return None
 
         def bounded(*args: Any, **kwargs: Any) -> str:
-            _check_growth("format", value.__self__, (*args, *kwargs.values()))
+            self._check_growth("format", value.__self__, (*args, *kwargs.values()))
             return wrapped(*args, **kwargs)
 
         return bounded
 
-    def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def spend(self, amount: int) -> None:
+        """Charge for work. Raises _LimitReached where there was too much of it."""
+        self.work += amount
+        if self.work > MAX_WORK:
+            raise _LimitReached(f"work on more than {MAX_WORK:,} characters or items")
+
+    def _spent(self, value: Any) -> Any:
+        self.spend(_size(value))
+        return _bounded(value)
+
+    def _charged(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         passes = getattr(function, "jinja_pass_arg", None)
 
-        def bounded(*args: Any, **kwargs: Any) -> Any:
+        def charged(*args: Any, **kwargs: Any) -> Any:
             given = args[1:] if passes is not None else args
-            value = _printable(given[0]) if given else ""
-            _check_growth(name, value, (*given[1:], *kwargs.values()))
-            return _checked(function(*args, **kwargs))
+            self.spend(1 + sum(map(_size, given)))
+            if name in _TEXT_FILTERS:
+                for value in (*given, *kwargs.values()):
+                    self._printable(value)
+            self._check_growth(name, given[0] if given else "", (*given[1:], *kwargs.values()))
+            return self._spent(function(*args, **kwargs))
 
         # Jinja marks filters that want the context or environment by attributes.
-        bounded.__dict__.update(getattr(function, "__dict__", {}))
-        return bounded
+        charged.__dict__.update(getattr(function, "__dict__", {}))
+        return charged
 
     def _count(self, values: Iterable[Any]) -> Iterator[Any]:
         for value in values:
@@ -157,41 +197,124 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise _LimitReached(f"more than {MAX_STEPS:,} loop rounds")
             yield value
 
+    def _touch(self, value: Any) -> Any:
+        self.spend(_size(value))
+        return value
 
-def _check_growth(name: str, value: Any, args: tuple[Any, ...]) -> None:
-    """Refuse a filter or method whose result would be too long, before it is made."""
-    text = value if isinstance(value, str) else ""
-    longest = max((len(a) for a in args if isinstance(a, (str, list, tuple))), default=0)
-    if name in _PADDING or name == "format":
-        width = max((a for a in args if isinstance(a, int)), default=0)
-        if width > MAX_WIDTH or (name == "format" and _WIDE_FORMAT.search(text)):
-            raise _LimitReached(f"{name} wider than {MAX_WIDTH:,}")
-    if name == "replace" and len(args) > 1 and isinstance(args[0], str):
-        copies = text.count(args[0])
-    elif name == "join":
-        # The filter joins `value` by its argument, the method joins its argument by `value`.
-        items, longest = (args[0] if text and args else value), len(text) or longest
-        copies = len(items) if hasattr(items, "__len__") else MAX_WIDTH
-    elif name == "format":
-        copies = text.count("{") + text.count("%")
-    elif name in ("indent", "wordwrap", "translate"):
-        copies = len(text) + 1 if name == "translate" else text.count("\n") + len(text.split(" "))
-        longest = max(longest, MAX_WIDTH if name == "translate" else 0)
-    else:
-        return
-    if copies * longest > MAX_OUTPUT_CHARS:
-        raise _LimitReached(f"{name} that makes a text longer than {MAX_OUTPUT_CHARS:,} characters")
+    def _concat(self, values: list[Any]) -> str:
+        texts = [str(self._printable(value)) for value in values]
+        length = sum(map(len, texts))
+        if length > MAX_OUTPUT_CHARS:
+            raise _LimitReached(f"a value longer than {MAX_OUTPUT_CHARS:,}")
+        self.spend(length)
+        return "".join(texts)
+
+    def _printable(self, value: Any) -> Any:
+        """The value, unless its text is an address in this machine's memory, or far too long."""
+        if value is None or isinstance(value, (str, int, float, bool)):
+            return value
+        if callable(value) and not isinstance(value, (jinja2.Undefined, type)):
+            raise TypeError(f"{getattr(value, '__name__', 'this')} is a function, not text; call it with ()")
+        if isinstance(value, (list, tuple, dict)):
+            self._walk(value)
+        if not isinstance(value, jinja2.Undefined) and _ADDRESS.search(str(value)):
+            raise TypeError(f"a {type(value).__name__} has no text")
+        return value
+
+    def _walk(self, value: Any) -> None:
+        """Charge for everything inside a value; lists that share lists can be huge as text."""
+        waiting = [value]
+        count = 0
+        while waiting:
+            found = waiting.pop()
+            count += 1
+            if count > MAX_ITEMS:
+                raise _LimitReached(f"a value of more than {MAX_ITEMS:,} values")
+            if isinstance(found, dict):
+                waiting.extend(found.keys())
+                waiting.extend(found.values())
+            elif isinstance(found, (list, tuple)):
+                if len(found) > MAX_ITEMS:
+                    raise _LimitReached(f"a value of more than {MAX_ITEMS:,} values")
+                waiting.extend(found)
+            elif callable(found) and not isinstance(found, (jinja2.Undefined, type)):
+                raise TypeError(f"{getattr(found, '__name__', 'this')} is a function, not text")
+            else:
+                self.spend(_size(found))
+
+    def _check_growth(self, name: str, value: Any, args: tuple[Any, ...]) -> None:
+        """Refuse a filter or method whose result would be too long, before it is made."""
+        text = value if isinstance(value, str) else ""
+        method, name = name.startswith("."), name.removeprefix(".")
+        if name in _PADDING or name == "tojson":
+            width = max((a for a in args if isinstance(a, int)), default=0)
+            pad = max((len(a) for a in args if isinstance(a, str)), default=0)
+            lines = text.count("\n") + 1 if name == "indent" else 1
+            if width > MAX_WIDTH or (name == "tojson" and width > 16):
+                raise _LimitReached(f"{name} wider than {MAX_WIDTH:,}")
+            length = lines * max(width, pad)
+        elif name == "replace" and len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
+            length = text.count(args[0]) * len(args[1])
+        elif name == "join":
+            items, glue = (args[0], text) if method else (value, args[0] if args else "")
+            length = self._joined_length(items, glue)
+        elif name == "format":
+            length = self._format_length(text, args)
+        else:
+            return
+        if length > MAX_OUTPUT_CHARS:
+            raise _LimitReached(f"{name} that makes a text longer than {MAX_OUTPUT_CHARS:,} characters")
+        self.spend(length)
+
+    def _joined_length(self, items: Any, glue: Any) -> int:
+        between = len(glue) if isinstance(glue, str) else 0
+        if not hasattr(items, "__len__"):
+            # A generator of `map` and the like: charged item by item as it is drawn.
+            return between
+        if isinstance(items, (str, range)):
+            return len(items) * (between + 8)
+        length = 0
+        for item in items:
+            self._printable(item)
+            length += between + (len(item) if isinstance(item, str) else 8)
+            if length > MAX_OUTPUT_CHARS:
+                break
+        return length
+
+    def _format_length(self, text: str, args: tuple[Any, ...]) -> int:
+        depth = 0
+        for char in text:
+            depth += (char == "{") - (char == "}")
+            if depth > 1 and "{{" not in text:
+                raise _LimitReached("format with braces inside braces")
+        if "*" in text:
+            raise _LimitReached(f"format wider than {MAX_WIDTH:,}: a width must be written as digits")
+        widths = [int(found) for found in _FORMAT_WIDTH.findall(text)[:MAX_ITEMS] if len(found) < 9]
+        if len(widths) != len(_FORMAT_WIDTH.findall(text)[:MAX_ITEMS]) or max(widths, default=0) > MAX_WIDTH:
+            raise _LimitReached(f"format wider than {MAX_WIDTH:,}")
+        for value in args:
+            self._printable(value)
+        longest = max((len(a) if isinstance(a, str) else 32 for a in args), default=0)
+        fields = text.count("{") + text.count("%")
+        return len(text) + sum(widths) + fields * longest
 
 
-def _printable(value: Any) -> Any:
-    """The value, unless its text would be an address in this machine's memory."""
-    for part in value if isinstance(value, (list, tuple)) else (value,):
-        if callable(part) and not isinstance(part, (jinja2.Undefined, type)):
-            raise TypeError(f"{getattr(part, '__name__', 'this')} is a function, not text; call it with ()")
-    return value
+_TEXT_FILTERS = frozenset(
+    {
+        "capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace", "string",
+        "striptags", "title", "tojson", "trim", "truncate", "upper", "urlencode", "wordcount",
+    }
+)  # fmt: skip
+"""Filters that make text of what they are given, whatever it is."""
 
 
-def _checked(value: Any) -> Any:
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return len(value) * _ITEM_WORK if isinstance(value, (list, tuple, dict, range)) else 1
+
+
+def _bounded(value: Any) -> Any:
     if isinstance(value, (str, list, tuple)) and len(value) > MAX_OUTPUT_CHARS:
         raise _LimitReached(f"a value longer than {MAX_OUTPUT_CHARS:,}")
     return value
@@ -205,7 +328,7 @@ class CompiledTemplate:
         self._environment = _Environment()
         try:
             tree = self._environment.parse(text)
-            _bound_loops(tree)
+            _charge(tree)
             code = self._environment.compile(tree, filename="<gbrun template>")
             self._template = jinja2.Template.from_code(
                 self._environment, code, self._environment.make_globals(None)
@@ -218,27 +341,29 @@ class CompiledTemplate:
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text. Raises TemplateFailed with the template's line and a cause."""
-        self._environment.steps = 0
+        self._environment.steps = self._environment.work = 0
         chunks: list[str] = []
         length = 0
+        made: Any = self._template.root_render_func(self._template.new_context(dict(values)))
         try:
-            for chunk in self._template.root_render_func(self._template.new_context(dict(values))):
+            for chunk in made:
                 length += len(chunk)
                 if length > MAX_OUTPUT_CHARS:
-                    raise _LimitReached(f"more than {MAX_OUTPUT_CHARS:,} characters of output")
+                    line = self._template.get_corresponding_lineno(made.gi_frame.f_lineno)
+                    words = f"more than {MAX_OUTPUT_CHARS:,} characters of output"
+                    raise TemplateFailed(f"the template was stopped: {words}", line)
                 chunks.append(chunk)
+        except TemplateFailed:
+            raise
         except _LimitReached as error:
-            raise TemplateFailed(
-                f"the template was stopped: {error}", _line_of(self._template, error)
-            ) from None
+            message = f"the template was stopped: {error}"
+            raise TemplateFailed(message, _line_of(self._template, error)) from None
         except MemoryError as error:
-            raise TemplateFailed(
-                "the template was stopped: out of memory", _line_of(self._template, error)
-            ) from None
+            message = "the template was stopped: out of memory"
+            raise TemplateFailed(message, _line_of(self._template, error)) from None
         except RecursionError as error:
-            raise TemplateFailed(
-                "the template calls itself without end", _line_of(self._template, error)
-            ) from None
+            message = "the template calls itself without end"
+            raise TemplateFailed(message, _line_of(self._template, error)) from None
         except Exception as error:
             # Whatever user-written expressions raise (TypeError, ZeroDivisionError, ...) is theirs.
             raise TemplateFailed(_words(error), _line_of(self._template, error)) from error
@@ -261,12 +386,29 @@ def _line_of(template: jinja2.Template, error: BaseException) -> int:
     return line
 
 
-def _bound_loops(tree: nodes.Template) -> None:
-    """Put a counter around what every loop walks over, and a length check on every `~`."""
-    for loop in tree.find_all(nodes.For):
+def _charge(tree: nodes.Template) -> None:
+    """Put a counter around what loops walk over, and a charge on what operators touch.
+
+    Filters and calls are charged by the environment; comparisons, slices and `~` are compiled to
+    bare Python, so their operands are.
+    """
+
+    def touched(node: nodes.Expr) -> nodes.Filter:
+        return nodes.Filter(node, "_touch", [], [], None, None, lineno=node.lineno)
+
+    for loop in list(tree.find_all(nodes.For)):
         loop.iter = nodes.Filter(loop.iter, "_count", [], [], None, None, lineno=loop.lineno)
-    for node in list(tree.find_all(nodes.Concat)):
-        node.nodes = [nodes.Filter(n, "_check", [], [], None, None, lineno=node.lineno) for n in node.nodes]
+    for compare in list(tree.find_all(nodes.Compare)):
+        compare.expr = touched(compare.expr)
+        for operand in compare.ops:
+            operand.expr = touched(operand.expr)
+    for item in list(tree.find_all(nodes.Getitem)):
+        if isinstance(item.arg, nodes.Slice):
+            item.node = touched(item.node)
+    for concat in list(tree.find_all(nodes.Concat)):
+        # Not foldable while compiling, and checked as a whole: `a ~ a ~ a` makes one text.
+        values = nodes.List(concat.nodes, lineno=concat.lineno)
+        concat.nodes = [nodes.Filter(values, "_concat", [], [], None, None, lineno=concat.lineno)]
 
 
 def _used_names(tree: nodes.Template) -> frozenset[tuple[str, str]]:

@@ -105,6 +105,10 @@ def check(tree: Tree) -> None:
     _check(tree, {key: item for key, item in tree.value.items() if key != "environments"}, ())
     if "environments" in tree.value:
         _check(tree, tree.value["environments"], ("environments",))
+    known = _schema("spec")["properties"]
+    for key, value in tree.value.items():
+        if tree.sound(key) and key in known:
+            tree.value[key] = _plain_numbers(value, known[key])
 
 
 @functools.cache
@@ -269,6 +273,28 @@ class _Explanation:
         quote = "string" in types and isinstance(value, (bool, int, float))
         hint = "put it in quotes" if quote else ""
         self._add("GB102", f"{self.name} must be {expected(types)}, not {found}", hint)
+
+
+def _plain_numbers(value: Json, schema: Mapping[str, Any]) -> Json:
+    """The value with `1` for `1.0` in every setting that is a number.
+
+    The two mean the same and are written differently in JSON, which would make another request of it.
+    """
+    schema = _resolved(schema)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and {"integer", "number"} & set(_types(schema)) else value
+    branches = [_resolved(branch) for branch in schema.get("anyOf", [schema])]
+    if isinstance(value, dict):
+        parts: Mapping[str, Any] = next(
+            (branch["properties"] for branch in branches if "properties" in branch), {}
+        )
+        return {
+            key: _plain_numbers(item, parts[key]) if key in parts else item for key, item in value.items()
+        }
+    if isinstance(value, list):
+        items: Mapping[str, Any] = next((branch["items"] for branch in branches if "items" in branch), {})
+        return [_plain_numbers(item, items) for item in value]
+    return value
 
 
 def _resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:

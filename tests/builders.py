@@ -232,7 +232,7 @@ class Past:
         self.store_outcomes(given.get(i) or make_stored(i) for i in request_ids(made))
         self.index.sync(self.state, self.attempts)
         rows = list(spooled(made)) if made.rows_path else list(self.index.rows())
-        settled = [replace(r, outcome=export.row_outcome(r, self.index.stored)) for r in rows]
+        settled = [r._replace(outcome=export.row_outcome(r, self.index.outcome)) for r in rows]
         components: dict[str, Any] = dict(self.index.components)
         components[made.components_id] = {"spec": made.spec_digest, "digests": dict(made.components)}
 

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,7 @@ class Gbrun:
         child = self.start(*args, cwd=cwd, env=env)
         return self.finish(child, code=code, timeout_s=timeout_s)
 
-    def finish(
-        self, child: subprocess.Popen[str], *, code: int | None, timeout_s: float = TIMEOUT_S
-    ) -> Ran:
+    def finish(self, child: subprocess.Popen[str], *, code: int | None, timeout_s: float = TIMEOUT_S) -> Ran:
         try:
             stdout, stderr = child.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -235,9 +233,10 @@ class Project:
         with sqlite3.connect(f"file:{folder / 'emulator.sqlite'}?mode=ro", uri=True) as db:
             found = db.execute("SELECT id, display_name FROM jobs ORDER BY seq").fetchall()
         db.close()
+        inputs = [(folder / "jobs" / f"{job}.in").read_bytes().splitlines() for job, _ in found]
         return [
-            (name, [json.loads(line)["key"] for line in (folder / "jobs" / f"{job}.in").read_bytes().splitlines()])
-            for job, name in found
+            (name, [json.loads(line)["key"] for line in lines])
+            for (_, name), lines in zip(found, inputs, strict=True)
         ]
 
     def requests_sent(self) -> list[str]:
@@ -283,6 +282,11 @@ class HandClock:
 @pytest.fixture
 def clock() -> HandClock:
     return HandClock()
+
+
+@pytest.fixture
+def new_clock() -> type[HandClock]:
+    return HandClock
 
 
 @pytest.fixture
@@ -366,5 +370,3 @@ def wait_for() -> Callable[..., None]:
             time.sleep(0.02)
 
     return wait
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def left_by(project: Any) -> dict[str, Any]:
     }
 
 
-def made(project: Any, *, backwards: bool = False, env: dict[str, str] = {}) -> dict[str, Any]:
+def made(project: Any, *, backwards: bool = False, env: Mapping[str, str] = {}) -> dict[str, Any]:
     items = list(TEXTS.items())
     for name, text in reversed(items) if backwards else items:
         project.write(name, text)

@@ -25,7 +25,6 @@ I = {"type": "INTEGER"}  # noqa: E741
         ({"type": ["null", "integer"], "minimum": 1, "maximum": 9}, {"type": "INTEGER", "nullable": True, "minimum": 1, "maximum": 9}),
         ({"type": ["string", "integer"]}, {"anyOf": [S, I]}),
         ({"type": ["string", "integer", "null"]}, {"anyOf": [S, I], "nullable": True}),
-        ({"type": "null"}, {"nullable": True}),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, {"type": "STRING", "nullable": True}),
         ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, {"anyOf": [S, I]}),
         ({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}, {"anyOf": [S, I], "nullable": True}),
@@ -44,8 +43,8 @@ I = {"type": "INTEGER"}  # noqa: E741
             {"type": "OBJECT", "properties": {"b": S, "a": I}, "propertyOrdering": ["b", "a"], "required": ["a"]},
         ),
         (
-            {"type": "object", "properties": {"b": {}, "a": {"type": "integer"}}, "propertyOrdering": ["a", "b"]},
-            {"type": "OBJECT", "properties": {"b": {}, "a": I}, "propertyOrdering": ["a", "b"]},
+            {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}, "propertyOrdering": ["a", "b"]},
+            {"type": "OBJECT", "properties": {"b": S, "a": I}, "propertyOrdering": ["a", "b"]},
         ),
         (
             {"$defs": {"m": {"type": "string", "enum": ["x"]}}, "type": "object", "properties": {"m": {"$ref": "#/$defs/m", "description": "d"}}},
@@ -53,7 +52,6 @@ I = {"type": "INTEGER"}  # noqa: E741
         ),
         ({"$defs": {"a/b~c": {"type": "string"}}, "$ref": "#/$defs/a~1b~0c"}, S),
         ({"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "x", "type": "string", "default": "", "examples": [1]}, S),
-        ({}, {}),
         (
             {"allOf": [{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, {"properties": {"b": {"type": "integer"}}}]},
             {"type": "OBJECT", "properties": {"a": S, "b": I}, "propertyOrdering": ["a", "b"], "required": ["a"]},
@@ -76,14 +74,12 @@ def test_all_of_a_reference_keeps_its_types() -> None:
     ("schema", "notes"),
     [
         ({"type": "string", "format": "email"}, ("/: format `email` is checked locally only",)),
-        ({"type": "object", "additionalProperties": False}, ("/: `additionalProperties` is checked locally only",)),
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}, ("/: `additionalProperties` is checked locally only",)),
         ({"type": "object", "properties": {"a": {"type": "string", "not": {}}}}, ("/properties/a: `not` is checked locally only",)),
         ({"type": "array", "items": {"type": "integer", "exclusiveMinimum": 0}}, ("/items: `exclusiveMinimum` is checked locally only",)),
         ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, ("/: `oneOf` is sent as anyOf",)),
         ({"type": "integer", "enum": [1]}, ("/: values that are not text cannot be an enum at the service",)),
-        ({"$ref": "#/$defs/gone"}, ("/: #/$defs/gone is resolved locally only",)),
         ({"allOf": [{"type": "string"}]}, ("/: `allOf` is merged; rules that overlap are checked locally only",)),
-        ({"type": "object", "properties": {"a": True}}, ("/properties/a: anything goes: the service is told nothing",)),
         ({"type": "string", "minLength": 1, "$comment": "x", "default": "y"}, ()),
     ],
 )  # fmt: skip
@@ -99,14 +95,30 @@ def test_rules_beside_a_reference_are_noted() -> None:
     assert "minLength" in lowered or any("minLength" in note for note in notes)
 
 
-def test_cycles_are_cut_once_per_path() -> None:
-    tree = {"type": "object", "properties": {"name": {"type": "string"}, "kids": {"type": "array", "items": {"$ref": "#"}}}}
-    lowered, notes = lower({"$defs": {"tree": tree}, "$ref": "#/$defs/tree"})
-    inner = lowered["properties"]["kids"]["items"]
+NO_FORM = "no schema is sent, only that JSON is wanted"
 
-    assert lowered["type"] == "OBJECT"
-    assert inner["properties"]["kids"]["items"] == {}
-    assert any("cycle" in note for note in notes)
+
+@pytest.mark.parametrize(
+    ("part", "note"),
+    [
+        ({}, "/properties/a: anything goes"),
+        (True, "/properties/a: anything goes"),
+        (False, "/properties/a: `false`"),
+        ({"type": "object"}, "/properties/a: an object of any properties"),
+        ({"type": "array"}, "/properties/a: an array of anything"),
+        ({"type": "null"}, "/properties/a: a value without a type"),
+        ({"description": "d"}, "/properties/a: a value without a type"),
+        ({"type": ["object", "string"]}, "/properties/a: a value that is object or string"),
+        ({"$ref": "#/$defs/gone"}, "/properties/a: #/$defs/gone is resolved locally only"),
+        ({"type": "array", "items": {"$ref": "#"}}, "/properties/a/items/properties/a/items: a cycle through #"),
+    ],
+)
+def test_a_part_without_a_form_at_the_service_keeps_the_whole_schema_here(part: Any, note: str) -> None:
+    schema = {"type": "object", "properties": {"a": part, "b": {"type": "string"}}}
+
+    lowered, notes = lower(schema)
+    assert lowered == {}
+    assert notes[0] == f"{note}: {NO_FORM}"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,19 @@ def test_a_schema_file_may_be_json_or_yaml(load: Load) -> None:
     assert one == other == {"properties": {"z": {}, "a": {}}}
     assert one is not None
     assert list(one["properties"]) == ["z", "a"]
+
+
+def test_a_number_is_the_same_however_it_is_written(load: Load) -> None:
+    more = "generation_config:\n  temperature: %s\n  max_output_tokens: %s\n"
+    more += "  thinking_config: {thinking_budget: %s}\n"
+    more += "shards: {max_requests: %s}\nextra_body: {x: 1.0}\n"
+    one, other = load(more % (1, 2048, 0, 5)), load(more % ("1.0", "2.048e3", "0.0", "5.0"))
+    assert one == replace(other, lines=one.lines)
+    assert type(other.shards.max_requests) is int
+    assert type(other.generation_config["thinking_config"]["thinking_budget"]) is int
+    assert type(other.extra_body["x"]) is float
+    assert spec.digest(one) == spec.digest(other)
+    assert codes(load, "shards: {max_requests: 1.5}\n") == ["GB102"]
 
 
 # ------------------------------------------------------------------- backends

@@ -324,6 +324,12 @@ def test_no_message_shows_a_sensitive_value(load: Load, tmp_path: Path) -> None:
     assert {"GB103", "GB104", "GB403", "GB006"} <= {d.code for d in found}
 
 
+def test_a_line_that_holds_a_secret_in_other_letters_is_not_shown(load: Load) -> None:
+    with pytest.raises(SpecInvalid) as caught:
+        load('variables: {token: {sensitive: true, default: "hun\\x74er2", colour: red}}\n')
+    assert "hun" not in diagnostics.text(caught.value.diagnostics)
+
+
 def test_no_warning_shows_a_sensitive_value(load: Load) -> None:
     found = lints.lint(load("variables: {token: {sensitive: true, default: hunter2}}\n"))
     assert [d.code for d in found] == ["GB908"]

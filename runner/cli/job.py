@@ -55,7 +55,11 @@ class Job:
         self._stack.callback(self.index.close)
         self.state: State | None = None
         self.attempts: list[tuple[Attempt, str]] = []
-        self.refresh()
+        try:
+            self.refresh()
+        except BaseException:
+            self._stack.close()
+            raise
 
     def refresh(self) -> None:
         """Read the state again and bring the index up to it."""

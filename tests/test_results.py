@@ -1,0 +1,418 @@
+"""Response lines become answers: each class, hostile lines, JSON found in text, records and failures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from builders import error_line, ok_line, response_body
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner import parts
+from runner.model import Answer, Outcome, Stored
+from runner.results import Judge, Stray, dump_line, extract_json, failure, record, record_tail
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"topic": {"type": "string"}, "when": {"type": "string", "format": "date-time"}},
+    "required": ["topic"],
+}
+STRICT, FREE = Judge(SCHEMA), Judge(None)
+
+
+def judged(line: bytes, judge: Judge = FREE) -> Answer:
+    found = judge.line(line)
+    assert isinstance(found, Answer), found
+    return found
+
+
+# ---------------------------------------------------------------- one of each class
+
+FEEDBACK = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {"promptTokenCount": 9}}
+CLASSES: list[tuple[str, Judge, bytes, Outcome, str]] = [
+    ("text", FREE, ok_line("r", "hello"), Outcome.OK, ""),
+    ("valid", STRICT, ok_line("r", '{"topic": "bill"}'), Outcome.OK, ""),
+    ("in parts", STRICT, ok_line("r", '{"topic"', ': "bill"}'), Outcome.OK, ""),
+    ("no finish reason", FREE, ok_line("r", "hello", finish=None), Outcome.OK, ""),
+    ("unknown finish reason, with text", FREE, ok_line("r", "hello", finish="NEW_ONE"), Outcome.OK, ""),
+    ("call, no schema", FREE, ok_line("r", {"functionCall": {"name": "f", "args": {}}}), Outcome.OK, ""),
+    ("call, schema", STRICT, ok_line("r", {"functionCall": {"name": "f"}}), Outcome.UNPARSEABLE, "NOT_JSON"),
+    ("missing field", STRICT, ok_line("r", "{}"), Outcome.INVALID, "SCHEMA"),
+    ("wrong type", STRICT, ok_line("r", "[1]"), Outcome.INVALID, "SCHEMA"),
+    ("wrong format", STRICT, ok_line("r", '{"topic": "a", "when": "soon"}'), Outcome.INVALID, "SCHEMA"),
+    ("no JSON", STRICT, ok_line("r", "It is a bill."), Outcome.UNPARSEABLE, "NOT_JSON"),
+    ("cut", STRICT, ok_line("r", '{"topic": "bi'), Outcome.UNPARSEABLE, "NOT_JSON"),
+    ("max tokens", STRICT, ok_line("r", '{"topic": "bi', finish="MAX_TOKENS"), Outcome.TRUNCATED, "MAX_TOKENS"),
+    ("max tokens, whole", STRICT, ok_line("r", '{"topic": "b"}', finish="MAX_TOKENS"), Outcome.TRUNCATED, "MAX_TOKENS"),
+    ("max tokens, no text", FREE, ok_line("r", finish="MAX_TOKENS"), Outcome.TRUNCATED, "MAX_TOKENS"),
+    ("prompt blocked", FREE, orjson.dumps({"key": "r", "response": FEEDBACK}), Outcome.BLOCKED, "PROHIBITED_CONTENT"),
+    ("safety", FREE, ok_line("r", "half", finish="SAFETY"), Outcome.BLOCKED, "SAFETY"),
+    ("recitation", FREE, ok_line("r", finish="RECITATION"), Outcome.BLOCKED, "RECITATION"),
+    ("unknown finish reason, no text", FREE, ok_line("r", finish="NEW_ONE"), Outcome.BLOCKED, "NEW_ONE"),
+    ("bad argument", FREE, error_line("r", 3), Outcome.REJECTED, "INVALID_ARGUMENT"),
+    ("not found", FREE, error_line("r", 5), Outcome.REJECTED, "NOT_FOUND"),
+    ("rights", FREE, error_line("r", 7), Outcome.REJECTED, "PERMISSION_DENIED"),
+    ("unknown code", FREE, error_line("r", 77), Outcome.REJECTED, "CODE_77"),
+    *(
+        (f"row error {code}", FREE, error_line("r", code), Outcome.TRANSIENT, name)
+        for code, name in {
+            1: "CANCELLED", 2: "UNKNOWN", 4: "DEADLINE_EXCEEDED", 8: "RESOURCE_EXHAUSTED",
+            9: "FAILED_PRECONDITION", 10: "ABORTED", 13: "INTERNAL", 14: "UNAVAILABLE",
+        }.items()
+    ),
+    ("error without a code", FREE, b'{"key":"r","error":{}}', Outcome.TRANSIENT, "UNKNOWN"),
+    ("stop without parts", FREE, ok_line("r"), Outcome.TRANSIENT, "EMPTY"),
+    ("no candidates", FREE, b'{"key":"r","response":{}}', Outcome.TRANSIENT, "NO_CANDIDATES"),
+    ("neither", FREE, b'{"key":"r"}', Outcome.TRANSIENT, "EMPTY"),
+    ("response is null", FREE, b'{"key":"r","response":null}', Outcome.TRANSIENT, "EMPTY"),
+    ("echo and nulls", FREE, orjson.dumps({"key": "r", "status": "", "error": None, "request": {}, "response": response_body("x")}), Outcome.OK, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("judge", "line", "outcome", "code"), [c[1:] for c in CLASSES], ids=[c[0] for c in CLASSES])
+def test_classes(judge: Judge, line: bytes, outcome: Outcome, code: str) -> None:
+    found = judged(line, judge)
+
+    assert (found.request_id, found.outcome, found.code) == ("r", outcome, code)
+    assert bool(found.message) == (outcome is not Outcome.OK)
+
+
+def test_what_is_kept_of_an_answer() -> None:
+    found = judged(ok_line("r", {"text": "thinking", "thought": True}, "a", {"inlineData": {}}, "b"))
+
+    assert (found.text, found.parts) == ("ab", ({"inlineData": {}},))
+    assert found.usage == {"prompt": 11, "output": 5, "thoughts": 3}
+    assert (found.model_version, found.finish_reason) == ("gemini-3.5-flash-lite", "STOP")
+
+
+def test_counts_may_be_written_as_text() -> None:
+    assert judged(ok_line("r", "a", usageMetadata={"promptTokenCount": "7"})).usage == {"prompt": 7}
+
+
+def test_each_error_has_its_path_and_the_first_five_are_told() -> None:
+    judge = Judge({"items": {"type": "object", "properties": {"n": {"type": "integer"}}}})
+    found = judged(ok_line("r", json.dumps([{"n": "x"}] * 9)), judge)
+
+    assert found.message.startswith('/0/n: "x" is not of type "integer"; /1/n: ')
+    assert found.message.count("is not of type") == 5
+    assert found.raw == json.dumps([{"n": "x"}] * 9)
+
+
+def test_messages_are_short() -> None:
+    assert len(judged(error_line("r", 3, "x" * 10_000)).message) == 500
+    assert len(judged(ok_line("r", json.dumps({"topic": ["x" * 9000]})), STRICT).message) == 500
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (orjson.dumps({"response": response_body("x"), "metadata": {"key": "r7"}}), "r7"),
+        (orjson.dumps({"metadata": {"key": "r8"}, "error": {"code": 13, "message": "m"}}), "r8"),
+        (orjson.dumps({"key": "r9", "metadata": {"key": "other"}, "response": response_body("x")}), "r9"),
+    ],
+)
+def test_the_inline_form_has_its_key_in_the_metadata(line: bytes, key: str) -> None:
+    assert judged(line).request_id == key
+
+
+# ---------------------------------------------------------------- hostile lines
+
+BIG = "x" * 5_000_000
+DEEP = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b"null", "null"),
+        (b"[]", "not an object"),
+        (b'"r"', "not an object"),
+        (b"17", "not an object"),
+        (b"{}", "no key"),
+        (b'{"key":null}', "no key"),
+        (b'{"key":""}', "no key"),
+        (b'{"key":7,"response":{}}', "no key"),
+        (b'{"key":["r"]}', "no key"),
+        (b'{"metadata":{"key":{}}}', "no key"),
+        (b'{"metadata":[]}', "no key"),
+        (b"", "unreadable"),
+        (b"\xff\xfe{}", "unreadable"),
+        (b'{"key":"r","response":"\xc3\x28"}', "unreadable"),
+        (b'{"key":"r","response":{"candidates":[', "unreadable"),
+        (b'{"key":"r","x":NaN}', "unreadable"),
+        (b'{"key":"r","x":-Infinity}', "unreadable"),
+        (b"[" * 10_000, "unreadable"),
+        (b'{"key":"r","response":' + DEEP + b"}", "unreadable"),
+        (b'{"key":"r"} {"key":"s"}', "unreadable"),
+        (b"\x00", "unreadable"),
+    ],
+)
+def test_lines_that_answer_nothing(line: bytes, what: str) -> None:
+    assert FREE.line(line) == Stray(what) == STRICT.line(line)
+
+
+ODD: list[bytes] = [
+    ok_line("r", BIG),
+    b'{"key":"r","key":"s","response":{}}',
+    b'{"key":"r","response":{"candidates":null}}',
+    b'{"key":"r","response":{"candidates":{}}}',
+    b'{"key":"r","response":{"candidates":[null]}}',
+    b'{"key":"r","response":{"candidates":[{"content":null,"finishReason":7}]}}',
+    b'{"key":"r","response":{"candidates":[{"content":{"parts":[null,1,"x",{"text":null},{}]}}]}}',
+    b'{"key":"r","response":{"promptFeedback":[],"usageMetadata":[],"modelVersion":{}}}',
+    b'{"key":"r","response":{"promptFeedback":{"blockReason":{}}}}',
+    b'{"key":"r","response":[]}',
+    b'{"key":"r","error":"words"}',
+    b'{"key":"r","error":{"code":"13","message":["x"]}}',
+    b'{"key":"r","error":{"code":' + b"9" * 30 + b"}}",
+    b'{"key":"r","response":{"usageMetadata":{"promptTokenCount":-1,"candidatesTokenCount":1.5}}}',
+    b'{"key":"r\\ud800","response":{}}',
+    ok_line("r", '{"topic": "' + "\u2028\u0085" + '"}'),
+    ok_line("r", "[" * 100_000),
+    ok_line("r", '{"topic":' * 5_000),
+    ok_line("r", "{[" * 100_000),
+    ok_line("r", "```json\n" * 20_000),
+    ok_line("r", '{"topic": NaN}'),
+    ok_line("r", '{"topic": ' + "9" * 400 + "}"),
+]
+CRASHES = [
+    pytest.param(
+        ok_line("r", "a", usageMetadata={"promptTokenCount": "²"}), id="digits that int() does not take"
+    ),
+    pytest.param(ok_line("r", "a", usageMetadata={"promptTokenCount": "9" * 5000}), id="a count of 5,000 digits"),
+    pytest.param(ok_line("r", '{"topic": ' + "9" * 5000 + "}"), id="a number of 5,000 digits"),
+    pytest.param(ok_line("r", '{"topic": ' + "[" * 900 + "]" * 900 + "}"), id="900 levels deep"),
+]
+
+
+def check_an_outcome(line: bytes) -> None:
+    """Whatever the line holds, it ends in an outcome that can be stored."""
+    for judge in (FREE, STRICT):
+        found = judge.line(line)
+        if isinstance(found, Answer):
+            stored = Stored(
+                request_id="r",
+                outcome=found.outcome,
+                token="t",
+                code=found.code,
+                message=found.message,
+                usage=found.usage,
+                model_version=found.model_version,
+                finish_reason=found.finish_reason,
+            )
+            assert parts.load_outcome(parts.dump_outcome(stored)) == stored
+
+
+@pytest.mark.parametrize("line", ODD, ids=range(len(ODD)))
+def test_odd_lines_end_in_an_outcome(line: bytes) -> None:
+    check_an_outcome(line)
+
+
+@pytest.mark.xfail(strict=True, reason="Judge.line lets a ValueError of int() or of the validator out")
+@pytest.mark.parametrize("line", CRASHES)
+def test_what_is_too_long_or_too_deep_ends_in_an_outcome(line: bytes) -> None:
+    check_an_outcome(line)
+
+
+@pytest.mark.xfail(strict=True, reason="what Judge lets through, parts.dump_outcome cannot store")
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"key":"r","error":{"code":3,"message":"bad \\ud800 text"}}',
+        b'{"key":"r","response":{"modelVersion":"m\\udfff","candidates":[]}}',
+        ok_line("r", "a", usageMetadata={"promptTokenCount": "9" * 30}),
+        ok_line("r", '{"topic": ["\\ud800"]}'),
+    ],
+    ids=["surrogate in a message", "surrogate in a version", "count over 64 bits", "surrogate in a schema error"],
+)
+def test_what_is_told_of_a_line_can_be_stored(line: bytes) -> None:
+    check_an_outcome(line)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from(["", "x", "{", "STOP"]),
+        lambda inner: st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                "error code message response candidates content parts text thought finishReason "
+                "promptFeedback blockReason usageMetadata promptTokenCount modelVersion metadata key".split()
+            ),
+            inner,
+            max_size=5,
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_shape_ends_in_an_outcome(body: Any) -> None:
+    line = orjson.dumps({**body, "key": "r"} if isinstance(body, dict) else body)
+
+    check_an_outcome(line)
+
+
+# ---------------------------------------------------------------- JSON in an answer
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": 1}', ({"a": 1}, "")),
+        (' \n[1, 2]\t', ([1, 2], "")),
+        ("\ufeff{}", ({}, "")),
+        ("true", (True, "")),
+        ('"a\u2028b"', ("a\u2028b", "")),
+        ('{"code": "```json\\n{}\\n```"}', ({"code": "```json\n{}\n```"}, "")),
+        ('```json\n{"a": 1}\n```', ({"a": 1}, "fence")),
+        ('```\n{"a": 1}\n```', ({"a": 1}, "fence")),
+        ('```JSON {"a": 1}```', ({"a": 1}, "fence")),
+        ('Here:\r\n```json\r\n{"a": 1}\r\n```\r\nDone.', ({"a": 1}, "fence")),
+        ("```python\nx = 1\n```\n```json\n[7]\n```", ([7], "fence")),
+        ('The answer is {"a": {"b": []}}. Bye.', ({"a": {"b": []}}, "prose")),
+        ("See {this} and [that], then [1, 2].", ([1, 2], "prose")),
+        ("Nothing {} [] here, but [3].", ([3], "prose")),
+        ("The answer is 42.", None),
+        ("", None),
+        ("{'a': 1}", None),
+        ('{"a": 1,}', None),
+        ("NaN", None),
+        ('{"a": 1', None),
+        ('```json\n{"a": 1', None),
+        ('```json\n{"a": {"b": 2}', None),
+        ('{"a": [{"b": 2}], "c"', None),
+        ('[{"x": 1}, {"y": "z', None),
+        ('Sure! {"a": {"b": 1}, "c": 2', None),
+    ],
+)  # fmt: skip
+def test_extraction(text: str, expected: tuple[Any, str] | None) -> None:
+    assert extract_json(text) == expected
+
+
+@pytest.mark.xfail(strict=True, reason="extract_json goes on inside a value whose end it did not see")
+@pytest.mark.parametrize(
+    "text",
+    ['[{"x": 1}, {"y": tru', '[{"x": 1}, -', '[{"x": 1}, {"y": "a\\u12', '["```[1]```", ', '{"a": [1], "b": nul'],
+)
+def test_a_value_that_is_cut_off_is_never_completed(text: str) -> None:
+    assert extract_json(text) is None
+
+
+@pytest.mark.xfail(strict=True, reason="extract_json: JSONDecoder in prose takes NaN, orjson then writes null")
+def test_what_is_not_json_is_not_found_in_prose() -> None:
+    assert extract_json('It is {"a": NaN}.') is None
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(VALUES, st.booleans())
+def test_a_whole_value_is_found_however_it_is_wrapped(value: Any, ascii_only: bool) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only)
+
+    assert extract_json(text) == (value, "")
+    assert extract_json("\ufeff \n" + text + "\n") == (value, "")
+    if "```" not in text:
+        assert extract_json(f"Here you are:\n```json\n{text}\n```\n") == (value, "fence")
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.lists(st.sampled_from(["x", "{", "}"]), min_size=1), min_size=1))
+def test_a_cut_object_of_texts_is_never_found(value: Any) -> None:
+    text = json.dumps(value)
+    for end in range(len(text)):
+        assert extract_json(text[:end]) is None
+        assert extract_json("Answer: " + text[:end]) is None
+        assert extract_json("```json\n" + text[:end]) is None
+
+
+# ---------------------------------------------------------------- records
+
+
+def made(line: bytes, judge: Judge, key: str = "a.txt", **meta: Any) -> bytes:
+    return record(key, record_tail(judged(line, judge), has_schema=judge is STRICT, meta=meta or None))
+
+
+@pytest.mark.parametrize(
+    ("line", "judge", "expected"),
+    [
+        (ok_line("r", '{"topic": "bill"}'), STRICT, b'{"_key":"a.txt","topic":"bill"}\n'),
+        (ok_line("r", "hi\u2028"), FREE, '{"_key":"a.txt","text":"hi\u2028"}\n'.encode()),
+        (ok_line("r", {"functionCall": {"name": "f"}}), FREE, b'{"_key":"a.txt","text":"","parts":[{"functionCall":{"name":"f"}}]}\n'),
+        (ok_line("r", '```json\n{"topic": "x"}\n```'), STRICT, b'{"_key":"a.txt","topic":"x","_repaired":"fence"}\n'),
+    ],
+)  # fmt: skip
+def test_records(line: bytes, judge: Judge, expected: bytes) -> None:
+    assert made(line, judge) == expected
+
+
+def test_an_answer_that_is_no_object_is_a_value() -> None:
+    answer = judged(ok_line("r", "[1]"), Judge({"type": "array"}))
+
+    assert record("k", record_tail(answer, has_schema=True)) == b'{"_key":"k","value":[1]}\n'
+
+
+def test_an_empty_object_is_a_record() -> None:
+    answer = judged(ok_line("r", "{}"), Judge({"type": "object"}))
+
+    assert record("k", record_tail(answer, has_schema=True)) == b'{"_key":"k"}\n'
+
+
+def test_meta_stands_behind_the_fields() -> None:
+    assert made(ok_line("r", "hi"), FREE, _usage={"prompt": 1}) == (
+        b'{"_key":"a.txt","text":"hi","_usage":{"prompt":1}}\n'
+    )
+
+
+@pytest.mark.parametrize("key", ['quo"te', "日本", "a\u2028b", "back\\slash"])
+def test_keys_are_encoded(key: str) -> None:
+    line = made(ok_line("r", "hi"), FREE, key)
+
+    assert orjson.loads(line) == {"_key": key, "text": "hi"}
+    assert line.count(b"\n") == 1
+
+
+@pytest.mark.xfail(strict=True, reason="record_tail lets an answer's own `_key` stand behind the row's")
+def test_an_answer_cannot_take_the_key_of_another_row() -> None:
+    line = made(ok_line("r", '{"topic": "x", "_key": "other.txt"}'), STRICT)
+
+    assert orjson.loads(line)["_key"] == "a.txt"
+    assert line.count(b'"_key"') == 1
+
+
+@pytest.mark.xfail(strict=True, reason="orjson reads 1e400 as infinity and whole numbers over 64 bits as floats")
+@pytest.mark.parametrize("number", ["1e400", "123456789012345678901234567890"])
+def test_a_number_is_kept_or_refused_but_never_another_one(number: str) -> None:
+    found = STRICT.line(ok_line("r", '{"topic": "x", "n": ' + number + "}"))
+    assert isinstance(found, Answer)
+
+    if found.outcome is Outcome.OK:
+        assert json.loads(record("k", record_tail(found, has_schema=True)))["n"] == int(number)
+
+
+def test_a_lone_surrogate_can_be_written() -> None:
+    line = made(ok_line("r", '{"topic": "\\ud800"}'), STRICT)
+
+    assert json.loads(line) == {"_key": "a.txt", "topic": "\ud800"}
+    assert line.isascii()
+
+
+def test_failures_have_the_fields_of_the_design() -> None:
+    assert failure("k", "blocked", "SAFETY", "stopped", 2, {"a": 1}) == (
+        b'{"_key":"k","outcome":"blocked","code":"SAFETY","message":"stopped","attempts":2,"raw":{"a":1}}\n'
+    )
+
+
+def test_any_value_makes_one_line() -> None:
+    deep: Any = []
+    for _ in range(300):
+        deep = [deep]
+    for value in (deep, "\ud800", 10**30, {"a": "\u2028"}):
+        line = dump_line(value)
+        assert line.endswith(b"\n")
+        assert line.count(b"\n") == 1
+        assert json.loads(line) == value
