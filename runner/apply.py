@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import orjson
+
 from runner import decide, export, rowtable, statefile
 from runner.backends import Backend
 from runner.blobs import BlobExists
@@ -30,8 +32,21 @@ from runner.errors import (
 )
 from runner.index import Index
 from runner.ingest import Collector, failed_as_a_whole
-from runner.model import Attempt, AttemptState, Basis, Export, Job, JobState, Json, Plan, Spec, State
+from runner.model import (
+    Attempt,
+    AttemptState,
+    Basis,
+    Export,
+    Job,
+    JobState,
+    Json,
+    Plan,
+    Request,
+    Spec,
+    State,
+)
 from runner.results import Judge
+from runner.shard import ShardWriter
 from runner.store import Store
 
 _RELOCK_TIMEOUT_S = 600.0
@@ -140,7 +155,10 @@ class Apply:
         self._mine: set[str] = set()
         self._uploads: dict[str, str] = {}
         self._wanted: set[str] = set(plan.live_tokens)
-        self._todo: list[str] = [shard.shard_id for shard in plan.shards]
+        self._shards = {shard.shard_id: shard for shard in plan.shards}
+        self._todo: list[str] = list(self._shards)
+        self._retry: set[str] = set()
+        self._scratch: Path
         self._looked_at: dict[str, float] = {}
         self._quarantined: set[str] = set()
         self._errors: list[str] = []
@@ -156,7 +174,8 @@ class Apply:
         Raises:
             StateLocked, PlanStale (the state moved since the plan), StateError, BackendError.
         """
-        with ExitStack() as held:
+        with ExitStack() as kept, ExitStack() as held:
+            self._scratch = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="gbrun-")))
             held.enter_context(self._lock(self._lock_timeout_s))
             self._begin()
             while True:
@@ -244,6 +263,7 @@ class Apply:
             looked_at=self._looked_at,
             quarantined=frozenset(self._quarantined),
             halted=bool(self._errors),
+            to_retry=len(self._retry),
         )
 
     def _policy_allows_finish(self) -> bool:
@@ -252,7 +272,7 @@ class Apply:
 
     def _result(self, *, complete: bool, stopped: bool = False) -> Result:
         live = [a for a in self._attempts.values() if a.state.live]
-        counts = {shard.shard_id: shard.request_count for shard in self._plan.shards}
+        counts = {shard.shard_id: shard.request_count for shard in self._shards.values()}
         return Result(
             complete=complete,
             stopped=stopped,
@@ -273,6 +293,8 @@ class Apply:
                     self._replace(self._attempts[token], state=AttemptState.VOID)
                 case decide.Prepare():
                     self._prepare()
+                case decide.Repack():
+                    self._repack()
                 case decide.Post(token):
                     self._post(self._attempts[token])
                 case decide.Find(token):
@@ -302,7 +324,7 @@ class Apply:
 
     def _prepare(self) -> None:
         shard_id = self._todo[0]
-        planned = {shard.shard_id: shard for shard in self._plan.shards}.get(shard_id)
+        planned = self._shards.get(shard_id)
         numbers = [a.number for a in self._attempts.values() if a.shard_id[:16] == shard_id[:16]]
         if planned is not None:
             self._store.put_shard(shard_id, planned.path)
@@ -331,6 +353,23 @@ class Apply:
         self._attempts[attempt.token], self._versions[attempt.token] = attempt, version
         self._mine.add(attempt.token)
         self._wanted.add(attempt.token)
+
+    def _repack(self) -> None:
+        """Pack what is to be retried, in the order in which it was sent first."""
+        folder = tempfile.mkdtemp(dir=self._scratch)
+        writer = ShardWriter(Path(folder), self._spec.shards)
+        waiting, self._retry = self._retry, set()
+        adopted = sorted(a.shard_id for a in self._attempts.values() if a.token in self._wanted)
+        for shard_id in list(dict.fromkeys([*self._shards, *adopted])):
+            for line in self._store.shard_lines(shard_id) if waiting else ():
+                request_id = orjson.loads(line)["key"]
+                if request_id in waiting:
+                    waiting.discard(request_id)
+                    writer.add(Request(request_id, line + b"\n"))
+        for shard in writer.finish():
+            self._shards[shard.shard_id] = shard
+            self._todo.append(shard.shard_id)
+            self._event("retry", "", f"{shard.request_count:,} requests go into another job")
 
     def _post(self, attempt: Attempt) -> None:
         if attempt.token not in self._uploads:
@@ -452,7 +491,11 @@ class Apply:
         summary = self._index.ingested(attempt.token)
         if summary is None:
             collector = Collector(
-                attempt, self._judge, self._store.shard_lines(attempt.shard_id), self._index.stored
+                attempt,
+                self._judge,
+                self._store.shard_lines(attempt.shard_id),
+                self._index.stored,
+                self._spec.failures.max_attempts,
             )
             if attempt.output_name:
                 self._download(attempt, collector)
@@ -460,6 +503,8 @@ class Apply:
             summary = {"outcomes": got.outcomes, "strays": got.strays, "usage": got.usage}
             name = self._store.put_outcomes(attempt.token, summary, got.lines)
             self._save(replace(self._state, outcomes=(*self._state.outcomes, name)))
+            if attempt.token in self._wanted:
+                self._retry |= got.retryable
         attempt = replace(attempt, outcomes=summary["outcomes"], strays=summary["strays"])
         self._sent.update(summary["outcomes"])
         self._usage.update(summary["usage"])

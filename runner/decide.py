@@ -51,6 +51,8 @@ class Situation:
     """Tokens that need a person."""
     halted: bool
     """Whether the service refused something: nothing more is submitted."""
+    to_retry: int = 0
+    """Requests whose last outcome was a passing one, with attempts left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,11 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
+class Repack:
+    """Put the requests that may end better next time into new shards."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sleep:
     """Nothing to do before this time."""
 
@@ -114,7 +121,7 @@ class Done:
     complete: bool
 
 
-Step = Void | Find | Collect | Clean | Poll | Post | Prepare | Sleep | Done
+Step = Void | Find | Collect | Clean | Poll | Post | Prepare | Repack | Sleep | Done
 
 
 def decide(situation: Situation, policy: Policy, now: float) -> Step:
@@ -164,6 +171,8 @@ def decide(situation: Situation, policy: Policy, now: float) -> Step:
             times.append(due)
     unsent = situation.todo if policy.submit and not situation.halted else 0
     if not waiting and not unsent and not times:
+        if situation.to_retry and policy.submit and not situation.halted:
+            return Repack()
         stuck = bool(situation.todo) or bool(posting) or bool(situation.quarantined)
         return Done(complete=not stuck and not situation.halted)
     if not policy.wait or not times:

@@ -18,6 +18,7 @@ from runner.results import Judge, Stray, rpc_code
 
 ATTEMPT_ERROR_CODES = frozenset({3, 5, 7, 9, 16})
 """google.rpc codes of a failed job that mean import, bucket or rights: no row is to blame."""
+JOB_CANCELLED = "JOB_CANCELLED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Ingested:
     strays: Mapping[str, int]
     usage: Mapping[str, int]
     """Tokens: prompt, cached, output, thoughts."""
+    retryable: frozenset[str]
+    """Requests that may end better in another attempt, and have one left."""
     unanswered: int
     """Requests without a line that get no outcome because the attempt itself failed."""
 
@@ -48,8 +51,11 @@ class Collector:
         judge: Judge,
         sent: Iterable[bytes],
         stored: Callable[[str], Stored | None],
+        max_attempts: int = 1,
     ) -> None:
         """`sent` are the lines of the attempt's shard; `stored` gives a request's latest outcome."""
+        self._max_attempts = max_attempts
+        self._retryable: set[str] = set()
         self._attempt = attempt
         self._judge = judge
         self._stored = stored
@@ -99,7 +105,14 @@ class Collector:
             if line:
                 lines.append(line)
         outcomes = {str(name): count for name, count in counts.items()}
-        return Ingested(tuple(lines), outcomes, dict(self._strays), dict(self._usage), unanswered)
+        return Ingested(
+            lines=tuple(lines),
+            outcomes=outcomes,
+            strays=dict(self._strays),
+            usage=dict(self._usage),
+            retryable=frozenset(self._retryable),
+            unanswered=unanswered,
+        )
 
     def _outcome(self, answer: Answer, ref: ResponseRef | None) -> bytes:
         before = self._stored(answer.request_id)
@@ -118,6 +131,10 @@ class Collector:
         if before is not None and before.outcome is Outcome.OK and answer.outcome is not Outcome.OK:
             # A replacement that failed never displaces an answer that was paid for.
             stored = replace(before, jobs=stored.jobs)
+        self._retryable.discard(stored.request_id)
+        # A job that someone cancelled is not started again behind their back.
+        if stored.retryable and stored.jobs < self._max_attempts and stored.code != JOB_CANCELLED:
+            self._retryable.add(stored.request_id)
         return parts.dump_outcome(stored)
 
 
@@ -126,7 +143,7 @@ def _why_missing(attempt: Attempt) -> tuple[str, str]:
     if state is JobState.EXPIRED:
         return "JOB_EXPIRED", "the job expired before this request was answered"
     if state is JobState.CANCELLED:
-        return "JOB_CANCELLED", "the job was cancelled before this request was answered"
+        return JOB_CANCELLED, "the job was cancelled before this request was answered"
     if state is JobState.FAILED:
         code = rpc_code(attempt.error_code) if attempt.error_code else "JOB_FAILED"
         return code, f"the job failed: {attempt.error or 'the service gave no reason'}"

@@ -130,7 +130,7 @@ class Store:
         """Keep a resolved spec; one that is there already is the same."""
         self._create_if_absent(
             f"specs/{digest}.json",
-            [orjson.dumps(resolved, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2)],
+            [orjson.dumps(resolved, option=orjson.OPT_INDENT_2)],
         )
 
     def spec(self, digest: str) -> Json | None:

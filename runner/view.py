@@ -51,9 +51,8 @@ def plan(
             " not exported"
         )
     if made.shards:
-        lines.append(
-            f"Shards {len(made.shards):,} ({made.request_count:,} requests, {size(made.byte_count)})."
-        )
+        requests = f"{made.request_count:,} request{'s' if made.request_count != 1 else ''}"
+        lines.append(f"Shards {len(made.shards):,} ({requests}, {size(made.byte_count)}).")
     lines += [f"Refused: {refusal}" for refusal in made.refusals]
     lines.append(_summary(made))
     return lines

@@ -385,49 +385,111 @@ def test_two_jobs_of_one_token_are_one_after_adoption(world: World) -> None:
     assert states == {JobState.SUCCEEDED: 1, JobState.CANCELLED: 1}
 
 
-def test_an_attempt_that_a_dead_run_prepared_is_voided(world: World) -> None:
-    class Died(BaseException):
-        pass
+VOIDED_IS_LOST = pytest.mark.xfail(
+    strict=True,
+    reason="apply: the shard of a voided (or, in `wait`, abandoned) attempt does not go back to what is to do",
+)
 
+
+class Died(BaseException):
+    """A run that ends at this point, as if killed."""
+
+
+@VOIDED_IS_LOST
+@pytest.mark.parametrize("count", [2, 6])
+def test_an_attempt_that_a_dead_run_prepared_is_voided_and_made_again(
+    new_world: Callable[..., World], count: int
+) -> None:
+    world = new_world(count=count)
     world.service.fault = failing("upload.before", Died, times=1)
     with pytest.raises(Died):
         world.run()
     assert world.states() == ["prepared"]
-    world.run()
-    assert world.run().complete
-    assert sorted(world.states()) == ["cleaned"] * 3 + ["void"]
+    got = world.run()
+    assert (got.complete, got.rows) == (True, {"ok": count})
+    assert sorted(world.states()) == ["cleaned"] * (count // 2) + ["void"]
     assert set(world.tokens().values()) == {1}
+
+
+@VOIDED_IS_LOST
+@pytest.mark.parametrize("step", ["upload.before", "create.before"])
+def test_a_run_that_only_collects_does_not_call_unsent_rows_done(
+    new_world: Callable[..., World], step: str
+) -> None:
+    world = new_world(count=2)
+    world.service.fault = failing(step, Died, times=1)
+    with pytest.raises(Died):
+        world.run()
+    got = world.run(submit=False)
+    assert (got.complete, got.rows) == (False, {})
+    assert not (world.folder / "out/notes.jsonl").exists()
+    assert world.run().rows == {"ok": 2}
 
 
 # ---------------------------------------------------------------- how jobs end
 
 
-@pytest.mark.parametrize(
-    ("ending", "code"),
-    [
-        (Ending(state=JobState.FAILED, error_code=13, error_message="Internal."), "INTERNAL"),
-        (Ending(state=JobState.FAILED), "JOB_FAILED"),
-        (Ending(state=JobState.EXPIRED), "JOB_EXPIRED"),
-        (Ending(state=JobState.CANCELLED), "JOB_CANCELLED"),
-    ],
-)
+ONE_ATTEMPT = SPEC.replace("max_attempts: 3", "max_attempts: 1")
+ENDINGS = [
+    (Ending(state=JobState.FAILED, error_code=13, error_message="Internal."), "INTERNAL"),
+    (Ending(state=JobState.FAILED), "JOB_FAILED"),
+    (Ending(state=JobState.EXPIRED), "JOB_EXPIRED"),
+    (Ending(state=JobState.CANCELLED), "JOB_CANCELLED"),
+]
+
+
+@pytest.mark.parametrize(("ending", "code"), ENDINGS)
 def test_a_job_without_output_leaves_rows_to_retry(
     new_world: Callable[..., World], ending: Ending, code: str
 ) -> None:
     endings = [ending]
     world = new_world(count=2, ending=lambda _: endings[0])
+    world.write(ONE_ATTEMPT)
     got = world.run()
     assert got.complete
     assert got.sent == got.rows == {"missing": 2}
-    assert len(world.service.created_at) == 1, "not again in the same run: somebody may have cancelled it"
+    assert len(world.service.created_at) == 1
+    assert world.counts() == {Action.FAILED: 2}
+
+    # Attempts are no part of a request: allowing more takes the rows up again.
+    world.write(SPEC)
     made, known = world.plan()
     known.close()
     assert made.counts == {Action.RETRY: 2}
     assert list(made.reasons) == [(Action.RETRY, (code,))]
-
     endings[0] = Ending()
     assert world.run().rows == {"ok": 2}
     assert world.counts() == {Action.UNCHANGED: 2}
+
+
+@pytest.mark.parametrize(("ending", "code"), ENDINGS[:3])
+def test_one_run_goes_through_all_attempts(
+    new_world: Callable[..., World], ending: Ending, code: str
+) -> None:
+    endings = [Ending(), ending, ending]
+    world = new_world(count=2, ending=lambda _: endings[-1])
+    create = world.service.create
+
+    def counted(**args: Any) -> Job:
+        if world.service.created_at:
+            endings.pop()
+        return create(**args)
+
+    world.service.create = counted  # type: ignore[method-assign]
+    got = world.run()
+    assert (got.complete, got.rows) == (True, {"ok": 2})
+    assert len(world.service.created_at) == 3
+    assert sorted(attempt.number for attempt, _ in world.store.attempts()) == [1, 2, 3]
+    assert got.sent == {"missing": 4, "ok": 2}, "every job's requests are counted"
+
+
+def test_a_job_that_somebody_cancelled_is_not_made_again_in_the_same_run(
+    new_world: Callable[..., World],
+) -> None:
+    world = new_world(count=2, ending=lambda _: Ending(state=JobState.CANCELLED))
+    assert world.run().rows == {"missing": 2}
+    assert len(world.service.created_at) == 1
+    assert world.counts() == {Action.RETRY: 2}
 
 
 @pytest.mark.parametrize("code", [3, 5, 7, 9, 16])
@@ -449,11 +511,13 @@ def test_an_expired_job_gives_what_it_has(new_world: Callable[..., World]) -> No
     endings = [Ending(state=JobState.EXPIRED)]
     world = new_world(count=2, ending=lambda _: endings[0])
     world.service.partial_lines = 1
+    world.write(ONE_ATTEMPT)
     got = world.run()
     assert got.complete
     assert got.sent == {"ok": 1, "missing": 1}
     assert world.records() == ["inputs/0.txt"]
     endings[0] = Ending()
+    world.write(SPEC)
     assert world.run().sent == {"ok": 1}, "what was answered is not paid for again"
     assert world.records() == ["inputs/0.txt", "inputs/1.txt"]
 
@@ -616,13 +680,11 @@ def test_a_loss_whose_upload_is_gone_too_is_not_looked_for_without_end(
 # ---------------------------------------------------------------- every step
 
 
+@VOIDED_IS_LOST
 def test_death_before_and_after_every_call_never_makes_a_second_job(
     tmp_path: Path, new_clock: Callable[[], Any]
 ) -> None:
-    """The service's every step as the last thing a run saw, then one clean run after another."""
-
-    class Died(BaseException):
-        pass
+    """The service's every step as the last thing a run saw, then one clean run."""
 
     from_calm = World(tmp_path / "calm", new_clock())
     steps: list[str] = []
@@ -643,9 +705,9 @@ def test_death_before_and_after_every_call_never_makes_a_second_job(
         with pytest.raises(Died):
             world.run(max_jobs=2)
         world.service.fault = None
-        for _ in range(3):
-            if world.run(max_jobs=2).complete and not world.plan_has_changes():
-                break
+        got = world.run(max_jobs=2)
+        assert (got.complete, got.rows) == (True, {"ok": 6}), steps[moment]
+        assert not world.plan_has_changes(), steps[moment]
         assert set(world.tokens().values()) == {1}, steps[moment]
         assert len(world.tokens()) == 3, steps[moment]
         assert (world.folder / "out/notes.jsonl").read_bytes() == records, steps[moment]

@@ -127,7 +127,7 @@ def test_a_row_fault(kind: str, project: Any, cli: Callable[..., Any]) -> None:
     for number in () if kind in FILE_KINDS else (1, 3):
         project.write(f"inputs/{number:03}.txt", f"Note {number}, hit me.\n")
     project.faults(timing={"pending_s": 0}, rows=[rule])
-    project.spec()
+    project.spec(failures={"max_attempts": 1})
 
     got = project.apply(code=0 if outcome == "ok" else 4)
     outcomes = adds_up(project, got.stdout)
@@ -146,6 +146,7 @@ def test_a_row_fault(kind: str, project: Any, cli: Callable[..., Any]) -> None:
     # Without the fault: what may be tried again converges, everything else stays as it is.
     jobs = len(project.jobs())
     project.faults(timing={"pending_s": 0})
+    project.spec(failures={"max_attempts": 2})
     again = outcome in RETRYABLE
     got = project.apply(code=0 if again or outcome == "ok" else 4)
     assert len(project.jobs()) == jobs + again
@@ -163,13 +164,14 @@ def test_a_job_fault(kind: str, partial: float, project: Any, cli: Callable[...,
     project.gbrun = cli
     project.inputs(4)
     project.faults(timing={"pending_s": 0}, jobs=[{"kind": kind, "times": 1, "partial": partial}])
-    project.spec()
+    project.spec(failures={"max_attempts": 1})
     came = round(4 * partial)
 
     got = project.apply(code=4)
     assert Counter(adds_up(project, got.stdout).values()) == +Counter(ok=came, missing=4 - came)
     codes = {"failed": "INTERNAL", "expired": "JOB_EXPIRED", "cancelled": "JOB_CANCELLED"}
     assert {failure["code"] for failure in project.failures()} == {codes[kind]}
+    project.spec(failures={"max_attempts": 2})
     assert f"{4 - came} retry" in project.plan("--detailed-exitcode", code=2)
 
     got = project.apply()
@@ -250,7 +252,8 @@ def test_everything_goes_wrong_at_once(project: Any, cli: Callable[..., Any]) ->
     assert {rule.kind for rule in loaded.rows} == set(ROW_KINDS)
     assert {rule.kind for rule in loaded.jobs} == set(JOB_KINDS)
     assert {rule.kind for rule in loaded.http} == set(HTTP_KINDS)
-    project.spec(shards={"max_requests": 6}, concurrency={"max_jobs": 3})
+    limits = {"shards": {"max_requests": 6}, "concurrency": {"max_jobs": 3}}
+    project.spec(**limits, failures={"max_attempts": 1})
 
     got = project.apply(code=4)
     outcomes = adds_up(project, got.stdout)
@@ -267,10 +270,12 @@ def test_everything_goes_wrong_at_once(project: Any, cli: Callable[..., Any]) ->
 
     # Once the service is itself again, what may be tried again is; the rest was decided.
     project.faults(timing={"pending_s": 0}, rows=plan["rows"][len(file_rules) :])
+    project.spec(failures={"max_attempts": 2})
     open_count = sum(outcome in RETRYABLE for outcome in outcomes.values())
     got = project.apply(code=4)
     assert sum(ledger(got.stdout, "Requests").values()) == open_count
     project.faults(timing={"pending_s": 0})
+    project.spec(failures={"max_attempts": 3})
     got = project.apply(code=4)
     final = Counter(failure["outcome"] for failure in project.failures())
     assert set(final) == {"truncated", "blocked", "invalid"}
