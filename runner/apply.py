@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import orjson
 
-from runner import decide, export, rowtable, statefile
+from runner import decide, statefile
 from runner.backends import Backend
 from runner.blobs import BlobExists
 from runner.clock import Clock
@@ -32,11 +32,10 @@ from runner.errors import (
 )
 from runner.index import Index
 from runner.ingest import Collector, failed_as_a_whole
+from runner.ledger import Ledger
 from runner.model import (
     Attempt,
     AttemptState,
-    Basis,
-    Export,
     Job,
     JobState,
     Json,
@@ -99,23 +98,6 @@ class Stop:
         self.requested = False
 
 
-def basis(state: State | None, attempts: list[tuple[Attempt, str]]) -> Basis:
-    """What a plan is made from, as a value that another run can compare."""
-    if state is None:
-        return Basis()
-    seen = hashlib.sha256()
-    for attempt, _ in attempts:
-        seen.update(f"{attempt.token} {attempt.state}\n".encode())
-    return Basis(
-        lineage=state.lineage,
-        serial=state.serial,
-        attempts=seen.hexdigest()[:16],
-        rows=state.rows,
-        outcome_count=len(state.outcomes),
-        export=state.export,
-    )
-
-
 class Apply:
     """One run of a plan. Create it, call `run` once."""
 
@@ -148,10 +130,7 @@ class Apply:
         self._stop = stop
         self._lock_timeout_s = lock_timeout_s
         self._judge = Judge(spec.output_schema)
-        self._state: State
-        self._version = ""
-        self._attempts: dict[str, Attempt] = {}
-        self._versions: dict[str, str] = {}
+        self._ledger = Ledger(store)
         self._mine: set[str] = set()
         self._uploads: dict[str, str] = {}
         self._wanted: set[str] = set(plan.live_tokens)
@@ -202,13 +181,12 @@ class Apply:
     # ------------------------------------------------------------ beginning, sleeping, ending
 
     def _begin(self) -> None:
-        state, self._version = self._store.load()
-        attempts = self._store.attempts()
-        if basis(state, attempts) != self._plan.basis:
+        ledger = self._ledger
+        ledger.open()
+        if ledger.basis() != self._plan.basis:
             raise PlanStale("the state has moved on since this plan was made", hint="plan again")
-        self._take(attempts)
-        if state is None:
-            state = State(
+        if not ledger.exists:
+            ledger.state = State(
                 lineage=self._new_lineage(),
                 serial=0,
                 name=self._spec.name,
@@ -216,36 +194,23 @@ class Apply:
                 spec_digest=self._plan.spec_digest,
                 principal=self._backend.principal,
             )
-        else:
-            self._store.keep_history(state)
+        elif self._policy.submit:
+            self._store.keep_history(ledger.state)
         self._store.put_spec(self._plan.spec_digest, self._resolved)
-        if not self._policy.submit:
-            self._state = state
-            if not self._version:
-                self._save(state)
-            return
-        self._save(replace(state, spec_digest=self._plan.spec_digest, principal=self._backend.principal))
-
-    def _save(self, state: State) -> None:
-        self._state = replace(state, serial=state.serial + 1)
-        self._version = self._store.save(self._state, self._version)
-
-    def _take(self, attempts: list[tuple[Attempt, str]]) -> None:
-        self._attempts = {attempt.token: attempt for attempt, _ in attempts}
-        self._versions = {attempt.token: version for attempt, version in attempts}
+        if self._policy.submit or not ledger.exists:
+            ledger.save(
+                replace(ledger.state, spec_digest=self._plan.spec_digest, principal=self._backend.principal)
+            )
 
     def _reload(self) -> None:
-        state, version = self._store.load()
-        if state is None:
-            raise StateChanged("the state was deleted while this run was waiting")
-        if state.spec_digest != self._state.spec_digest and self._policy.submit:
+        before = self._ledger.state.spec_digest
+        self._ledger.reload()
+        if self._ledger.state.spec_digest != before and self._policy.submit:
             raise PlanStale(
                 "another run applied another version of the spec while this one was waiting;"
                 " nothing more was submitted",
                 hint="plan again; what is in flight will be collected",
             )
-        self._state, self._version = state, version
-        self._take(self._store.attempts())
 
     def _sleep_until(self, until_s: float) -> None:
         while not self._stop.requested:
@@ -256,7 +221,7 @@ class Apply:
 
     def _situation(self) -> Situation:
         return Situation(
-            attempts=tuple(self._attempts.values()),
+            attempts=tuple(self._ledger.attempts.values()),
             mine=frozenset(self._mine),
             wanted=frozenset(self._wanted),
             todo=len(self._todo),
@@ -271,7 +236,7 @@ class Apply:
         return self._policy.submit or not self._plan.shards
 
     def _result(self, *, complete: bool, stopped: bool = False) -> Result:
-        live = [a for a in self._attempts.values() if a.state.live]
+        live = [a for a in self._ledger.attempts.values() if a.state.live]
         counts = {shard.shard_id: shard.request_count for shard in self._shards.values()}
         return Result(
             complete=complete,
@@ -290,21 +255,21 @@ class Apply:
         try:
             match step:
                 case decide.Void(token):
-                    self._replace(self._attempts[token], state=AttemptState.VOID)
+                    self._ledger.replace(self._ledger.attempts[token], state=AttemptState.VOID)
                 case decide.Prepare():
                     self._prepare()
                 case decide.Repack():
                     self._repack()
                 case decide.Post(token):
-                    self._post(self._attempts[token])
+                    self._post(self._ledger.attempts[token])
                 case decide.Find(token):
-                    self._find(self._attempts[token])
+                    self._find(self._ledger.attempts[token])
                 case decide.Poll(token):
-                    self._poll(self._attempts[token])
+                    self._poll(self._ledger.attempts[token])
                 case decide.Collect(token):
-                    self._collect(self._attempts[token])
+                    self._collect(self._ledger.attempts[token])
                 case decide.Clean(token):
-                    self._clean(self._attempts[token])
+                    self._clean(self._ledger.attempts[token])
                 case _:
                     raise AssertionError(step)
         except BackendError as error:
@@ -325,16 +290,16 @@ class Apply:
     def _prepare(self) -> None:
         shard_id = self._todo[0]
         planned = self._shards.get(shard_id)
-        numbers = [a.number for a in self._attempts.values() if a.shard_id[:16] == shard_id[:16]]
+        numbers = [a.number for a in self._ledger.attempts.values() if a.shard_id[:16] == shard_id[:16]]
         if planned is not None:
             self._store.put_shard(shard_id, planned.path)
             request_count, byte_count = planned.request_count, planned.byte_count
         else:
-            former = next(a for a in self._attempts.values() if a.shard_id == shard_id)
+            former = next(a for a in self._ledger.attempts.values() if a.shard_id == shard_id)
             request_count, byte_count = former.request_count, former.byte_count
         number = max(numbers, default=0) + 1
         attempt = Attempt(
-            token=statefile.token(self._state.lineage, shard_id, number),
+            token=statefile.token(self._ledger.state.lineage, shard_id, number),
             shard_id=shard_id,
             number=number,
             state=AttemptState.PREPARED,
@@ -344,13 +309,12 @@ class Apply:
             created_at=self._clock.now(),
         )
         try:
-            version = self._store.create_attempt(attempt)
+            self._ledger.create(attempt)
         except BlobExists as error:
             raise StateChanged(
                 f"another run has begun {attempt.token}", hint="wait for it, then plan again"
             ) from error
         self._todo.pop(0)
-        self._attempts[attempt.token], self._versions[attempt.token] = attempt, version
         self._mine.add(attempt.token)
         self._wanted.add(attempt.token)
 
@@ -359,7 +323,7 @@ class Apply:
         folder = tempfile.mkdtemp(dir=self._scratch)
         writer = ShardWriter(Path(folder), self._spec.shards)
         waiting, self._retry = self._retry, set()
-        adopted = sorted(a.shard_id for a in self._attempts.values() if a.token in self._wanted)
+        adopted = sorted(a.shard_id for a in self._ledger.attempts.values() if a.token in self._wanted)
         for shard_id in list(dict.fromkeys([*self._shards, *adopted])):
             for line in self._store.shard_lines(shard_id) if waiting else ():
                 request_id = orjson.loads(line)["key"]
@@ -374,7 +338,7 @@ class Apply:
     def _post(self, attempt: Attempt) -> None:
         if attempt.token not in self._uploads:
             self._uploads[attempt.token] = self._upload(attempt)
-        attempt = self._replace(
+        attempt = self._ledger.replace(
             attempt,
             state=AttemptState.POSTING,
             upload_name=self._uploads[attempt.token],
@@ -387,14 +351,16 @@ class Apply:
             )
         except SubmissionDeferred as error:
             until = decide.defer_until(attempt, self._clock.now())
-            self._replace(attempt, deferred_until=until, deferrals=attempt.deferrals + 1, error=error.message)
+            self._ledger.replace(
+                attempt, deferred_until=until, deferrals=attempt.deferrals + 1, error=error.message
+            )
             self._event("deferred", attempt.token, f"{error.message}; posted again at {_clock_text(until)}")
         except SubmissionRefused as error:
-            self._replace(attempt, state=AttemptState.REFUSED, error=error.message)
+            self._ledger.replace(attempt, state=AttemptState.REFUSED, error=error.message)
             self._errors.append(error.message)
             self._event("refused", attempt.token, error.message)
         except SubmissionUnknown as error:
-            self._replace(attempt, error=error.message)
+            self._ledger.replace(attempt, error=error.message)
             self._looked_at[attempt.token] = 0.0
             self._event("ambiguous", attempt.token, f"{error.message}; looking for the job")
         else:
@@ -411,7 +377,7 @@ class Apply:
         return upload.name
 
     def _submitted(self, attempt: Attempt, job: Job, *, adopted: bool) -> None:
-        attempt = self._replace(
+        attempt = self._ledger.replace(
             attempt,
             state=AttemptState.SUBMITTED,
             job_name=job.job_name,
@@ -428,7 +394,7 @@ class Apply:
 
     def _find(self, attempt: Attempt) -> None:
         """Look for the job of a submission whose end is unknown (a lost reply, or a dead run)."""
-        known = {a.job_name for a in self._attempts.values() if a.job_name and a.state.live}
+        known = {a.job_name for a in self._ledger.attempts.values() if a.job_name and a.state.live}
         found: list[Job] = []
         saw_known = False
         for job in self._backend.jobs():
@@ -443,7 +409,7 @@ class Apply:
             knows_a_job=bool(known),
             abandoned_before=any(
                 a.state is AttemptState.ABANDONED
-                for a in self._attempts.values()
+                for a in self._ledger.attempts.values()
                 if a.shard_id == attempt.shard_id
             ),
             policy=self._policy,
@@ -458,9 +424,9 @@ class Apply:
                 self._submitted(attempt, job, adopted=True)
             case decide.NotFound(clean_listings):
                 if clean_listings != attempt.clean_listings:
-                    self._replace(attempt, clean_listings=clean_listings)
+                    self._ledger.replace(attempt, clean_listings=clean_listings)
             case decide.Abandon():
-                self._replace(attempt, state=AttemptState.ABANDONED)
+                self._ledger.replace(attempt, state=AttemptState.ABANDONED)
                 self._event("abandoned", attempt.token, "no job was made; submitted once more")
                 self._wanted.discard(attempt.token)
                 if self._policy.submit:
@@ -474,7 +440,7 @@ class Apply:
         self._looked_at[attempt.token] = self._clock.now()
         if job.state is not attempt.job_state or job.state.terminal:
             state = AttemptState.TERMINAL if job.state.terminal else attempt.state
-            self._replace(
+            self._ledger.replace(
                 attempt,
                 state=state,
                 job_state=job.state,
@@ -487,7 +453,7 @@ class Apply:
 
     def _collect(self, attempt: Attempt) -> None:
         """Store what came back, then its outcomes, then the root that names them."""
-        self._index.sync(self._state, self._attempts.values())
+        self._index.sync(self._ledger.state, self._ledger.attempts.values())
         summary = self._index.ingested(attempt.token)
         if summary is None:
             collector = Collector(
@@ -502,7 +468,7 @@ class Apply:
             got = collector.finish()
             summary = {"outcomes": got.outcomes, "strays": got.strays, "usage": got.usage}
             name = self._store.put_outcomes(attempt.token, summary, got.lines)
-            self._save(replace(self._state, outcomes=(*self._state.outcomes, name)))
+            self._ledger.save(replace(self._ledger.state, outcomes=(*self._ledger.state.outcomes, name)))
             if attempt.token in self._wanted:
                 self._retry |= got.retryable
         attempt = replace(attempt, outcomes=summary["outcomes"], strays=summary["strays"])
@@ -511,7 +477,7 @@ class Apply:
         if failed_as_a_whole(attempt):
             words = f"the job of {attempt.token} failed: {attempt.error}"
             self._errors.append(words)
-        self._replace(attempt, state=AttemptState.COLLECTED)
+        self._ledger.replace(attempt, state=AttemptState.COLLECTED)
         self._event(
             "collected", attempt.token, _counts_text(attempt.outcomes, attempt.strays), dict(attempt.outcomes)
         )
@@ -530,81 +496,17 @@ class Apply:
             self._backend.delete_upload(attempt.upload_name)
         if self._policy.cleanup == "all":
             self._backend.delete(attempt.job_name)
-        self._replace(attempt, state=AttemptState.CLEANED)
-
-    def _replace(self, attempt: Attempt, **changes: Json) -> Attempt:
-        new = replace(attempt, **changes)
-        self._versions[new.token] = self._store.replace_attempt(new, self._versions[new.token])
-        self._attempts[new.token] = new
-        return new
-
-    # ------------------------------------------------------------ the end
+        self._ledger.replace(attempt, state=AttemptState.CLEANED)
 
     def _finish(self) -> Result:
         """Write the rows snapshot and the destinations; the root names both at once."""
-        self._index.sync(self._state, self._attempts.values())
-        state = self._state
-        if self._plan.rows_path is not None:
-            components = self._components()
-            name = self._store.put_rows(self._snapshot(components))
-            state = replace(state, rows=name)
-        with tempfile.TemporaryDirectory(prefix="gbrun-") as workspace:
-            written = export.write(
-                self._spec,
-                self._store,
-                self._rows,
-                self._index.stored,
-                lambda _: None,
-                Path(workspace),
-            )
-        exported = Export(
-            rows=state.rows,
-            outcome_count=len(state.outcomes),
-            judge=self._plan.judge_digest,
-            files=written.files,
-        )
-        self._save(replace(state, export=exported, last_apply_at=self._clock.now()))
-        if self._plan.rows_path is not None:
-            self._index.absorb(state.rows, components, self._settled_rows())
+        ledger = self._ledger
+        self._index.sync(ledger.state, ledger.attempts.values())
+        done = finish.write(self._spec, self._plan, ledger.state, self._store, self._index)
+        ledger.save(replace(done.state, last_apply_at=self._clock.now()))
+        done.absorb()
         result = self._result(complete=True)
-        return replace(result, rows=written.rows, files=written.files)
-
-    def _rows(self) -> Iterator[rowtable.KnownRow]:
-        if self._plan.rows_path is None:
-            yield from self._index.rows()
-            return
-        db = rowtable.connect(self._plan.rows_path)
-        try:
-            yield from rowtable.rows(db)
-        finally:
-            db.close()
-
-    def _settled_rows(self, order: str = "ordinal") -> Iterator[rowtable.KnownRow]:
-        assert self._plan.rows_path is not None
-        db = rowtable.connect(self._plan.rows_path)
-        try:
-            for row in rowtable.rows(db, order=order):
-                outcome = export.row_outcome(row, self._index.outcome)
-                yield row._replace(outcome=outcome)
-        finally:
-            db.close()
-
-    def _components(self) -> dict[str, dict[str, Json]]:
-        """Component sets that rows of the new snapshot may refer to."""
-        known = {
-            **self._index.components,
-            self._plan.components_id: {
-                "spec": self._plan.spec_digest,
-                "digests": dict(self._plan.components),
-            },
-        }
-        used = {row.components for row in self._rows()}
-        return {name: known[name] for name in sorted(used) if name in known}
-
-    def _snapshot(self, components: Mapping[str, Mapping[str, Json]]) -> Iterator[bytes]:
-        yield rowtable.header(components)
-        for row in self._settled_rows(order="key"):
-            yield row.line()
+        return replace(result, rows=done.written.rows, files=done.written.files)
 
     # ------------------------------------------------------------ helpers
 

@@ -301,8 +301,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 _TEXT_FILTERS = frozenset(
     {
-        "capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace", "string",
-        "striptags", "title", "tojson", "trim", "truncate", "upper", "urlencode", "wordcount",
+        "capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace",
+        "string", "striptags", "title", "tojson", "trim", "truncate", "upper", "urlencode", "wordcount",
     }
 )  # fmt: skip
 """Filters that make text of what they are given, whatever it is."""

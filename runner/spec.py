@@ -91,9 +91,8 @@ def _variables(
 
 def _ordered(found: Sequence[Diagnostic], main: str) -> list[Diagnostic]:
     """Diagnostics without repetitions: the spec's own file first, each file from top to bottom."""
-    # What an environment overrides is checked there and in its place: the longer `where` tells more.
-    told = sorted(found, key=lambda d: len(d.where))
-    seen = {(d.path, d.line, d.column, d.code, d.message): d for d in told}
+    # What an environment overrides is checked in its place and then where it was written, which tells more.
+    seen = {(d.path, d.line, d.column, d.code, d.message): d for d in found}
     return sorted(seen.values(), key=lambda d: (d.path != main, d.path, d.line, d.column, d.code, d.message))
 
 

@@ -37,7 +37,7 @@ def format_text(text: str) -> str:
     lines = _sorted(_indented(body.split("\n"), body))
     after = "\n".join(lines).strip("\n") + "\n"
     again = parse(after.encode(), "the spec")
-    if again.problems or again.value != before.value or _nested(again.value) != _nested(before.value):
+    if again.problems or _content(again.value) != _content(before.value):
         raise UsageInvalid(
             "this spec cannot be laid out without changing what it says",
             hint="the likely cause is an alias above its anchor, a `?` key or blank lines kept by `|+`",
@@ -45,9 +45,9 @@ def format_text(text: str) -> str:
     return after
 
 
-def _nested(value: Any) -> list[str]:
-    """The order of all keys but those at the top, which may move."""
-    return [orjson.dumps(value[key]).decode() for key in sorted(value)]
+def _content(value: Any) -> dict[str, bytes]:
+    """What a spec says: its values and the order of all keys but those at the top, which may move."""
+    return {key: orjson.dumps(item) for key, item in value.items()}
 
 
 # ------------------------------------------------------------------- indentation

@@ -42,7 +42,9 @@ class Answered:
     store: Store = field(default_factory=lambda: Store(MemoryBlobs(), None, "state"))
     stored: dict[str, Stored] = field(default_factory=dict)
 
-    def take(self, sent: Sequence[str], lines: Sequence[bytes], token: str = "t-a1", schema: Any = SCHEMA) -> None:
+    def take(
+        self, sent: Sequence[str], lines: Sequence[bytes], token: str = "t-a1", schema: Any = SCHEMA
+    ) -> None:
         attempt = make_attempt(token, job_state=JobState.SUCCEEDED)
         shard = [orjson.dumps({"key": key}) for key in sent]
         collector = Collector(attempt, Judge(schema), shard, self.stored.get)
@@ -73,13 +75,22 @@ def lines_of(path: Path) -> list[Any]:
 
 def test_records_are_in_the_order_of_the_inputs(spec: Spec) -> None:
     answered = Answered()
-    answered.take(["r1", "r2", "r3"], [ok_line("r3", '{"n":3}'), ok_line("r1", '{"n":1}'), ok_line("r2", '{"n":2}')])
-    written = answered.write(spec, [row(0, "b", "r2"), row(1, "a", "r1"), row(2, "c", "r3"), row(3, "d", "r2")])
+    answered.take(
+        ["r1", "r2", "r3"], [ok_line("r3", '{"n":3}'), ok_line("r1", '{"n":1}'), ok_line("r2", '{"n":2}')]
+    )
+    written = answered.write(
+        spec, [row(0, "b", "r2"), row(1, "a", "r1"), row(2, "c", "r3"), row(3, "d", "r2")]
+    )
 
     path = spec.folder / "out/x.jsonl"
-    assert path.read_bytes() == b'{"_key":"b","n":2}\n{"_key":"a","n":1}\n{"_key":"c","n":3}\n{"_key":"d","n":2}\n'
+    assert (
+        path.read_bytes()
+        == b'{"_key":"b","n":2}\n{"_key":"a","n":1}\n{"_key":"c","n":3}\n{"_key":"d","n":2}\n'
+    )
     assert written.rows == {"ok": 4}
-    assert written.files == {"out/x.jsonl": (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)}
+    assert written.files == {
+        "out/x.jsonl": (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+    }
     assert export.look(spec) == {**written.files, "out/x.errors.jsonl": None}
     assert not (spec.folder / "out/x.errors.jsonl").exists()
 
@@ -123,7 +134,9 @@ def test_failures_go_beside_the_records(spec: Spec) -> None:
     assert lines_of(spec.folder / "out/x.jsonl") == [{"_key": "c", "n": 1}]
     found = {line["_key"]: line for line in lines_of(spec.folder / "out/x.errors.jsonl")}
     assert list(found) == ["a", "b", "d", "e", "f"]
-    assert {tuple(line) for line in found.values()} == {("_key", "outcome", "code", "message", "attempts", "raw")}
+    assert {tuple(line) for line in found.values()} == {
+        ("_key", "outcome", "code", "message", "attempts", "raw")
+    }
     assert [(f["outcome"], f["code"], f["attempts"]) for f in found.values()] == [
         ("invalid", "SCHEMA", 1),
         ("rejected", "INVALID_ARGUMENT", 1),
@@ -134,7 +147,14 @@ def test_failures_go_beside_the_records(spec: Spec) -> None:
     assert found["a"]["raw"] == '{"n":"x"}'
     assert found["b"]["raw"] == {"code": 3, "message": "no such field"}
     assert found["f"]["message"] == "p.j2:4: has no field"
-    assert written.rows == {"ok": 1, "invalid": 1, "rejected": 1, "missing": 1, "truncated": 1, "bad_input": 1}
+    assert written.rows == {
+        "ok": 1,
+        "invalid": 1,
+        "rejected": 1,
+        "missing": 1,
+        "truncated": 1,
+        "bad_input": 1,
+    }
     assert set(written.files) == {"out/x.jsonl", "out/x.errors.jsonl"}
 
 
@@ -187,7 +207,9 @@ def test_responses_are_judged_again_under_the_spec_of_now(spec: Spec) -> None:
 def test_meta(spec: Spec) -> None:
     answered = Answered()
     answered.take(["r1"], [ok_line("r1", '{"n":1}')])
-    answered.write(replace(spec, destinations=(Destination(path="m.jsonl", include=("meta",)),)), [row(0, "a", "r1")])
+    answered.write(
+        replace(spec, destinations=(Destination(path="m.jsonl", include=("meta",)),)), [row(0, "a", "r1")]
+    )
 
     assert lines_of(spec.folder / "m.jsonl") == [
         {

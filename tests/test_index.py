@@ -43,9 +43,15 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def state(store: Store) -> State:
-    rows = store.put_rows([rowtable.header({"c1": {"spec": "s", "digests": {}}}), *(row(n).line() for n in range(COUNT))])
-    one = store.put_outcomes("t-a1", {"outcomes": {"ok": COUNT}}, [dump_outcome(make_stored(f"r{n}")) for n in range(COUNT)])
-    two = store.put_outcomes("t-a2", {"outcomes": {"blocked": 1}}, [dump_outcome(make_stored("r7", Outcome.BLOCKED, token="t-a2"))])
+    rows = store.put_rows(
+        [rowtable.header({"c1": {"spec": "s", "digests": {}}}), *(row(n).line() for n in range(COUNT))]
+    )
+    one = store.put_outcomes(
+        "t-a1", {"outcomes": {"ok": COUNT}}, [dump_outcome(make_stored(f"r{n}")) for n in range(COUNT)]
+    )
+    two = store.put_outcomes(
+        "t-a2", {"outcomes": {"blocked": 1}}, [dump_outcome(make_stored("r7", Outcome.BLOCKED, token="t-a2"))]
+    )
     export = Export(rows=rows, outcome_count=2, judge="j", files={})
     return make_state(rows=rows, outcomes=(one, two), export=export)  # fmt: skip
 
@@ -154,7 +160,9 @@ def test_a_damaged_index_is_rebuilt(store: Store, state: State, harm: Callable[[
     assert answers(store, state) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="Index rebuilds what _open cannot read, not what sync or a lookup cannot")
+@pytest.mark.xfail(
+    strict=True, reason="Index rebuilds what _open cannot read, not what sync or a lookup cannot"
+)
 def test_an_index_with_any_one_page_lost_is_rebuilt(store: Store, state: State) -> None:
     expected = answers(store, state)
     assert store.cache_folder is not None

@@ -121,7 +121,9 @@ def test_a_failed_replacement_never_displaces_an_ok(lines: list[bytes], seen: st
     found, stored = ingest(["r"], lines, before={"r": before})
 
     assert found.outcomes == {seen: 1}
-    assert stored["r"] == make_stored("r", token="old", jobs=3, ref=ref, usage={"prompt": 1}, model_version="m")
+    assert stored["r"] == make_stored(
+        "r", token="old", jobs=3, ref=ref, usage={"prompt": 1}, model_version="m"
+    )
 
 
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.BAD_INPUT])

@@ -41,7 +41,18 @@ def read(folder: Path, key: str, encoding: str = "utf-8") -> Row | BadRow:
 
 # ---------------------------------------------------------------- globs
 
-TREE = ["a.txt", "b.md", "d/a.txt", "d/e/a.txt", "d/e/f/b.txt", "d.txt", "[x].txt", "é.txt", "da/x1.txt", "da/x2.txt"]
+TREE = [
+    "a.txt",
+    "b.md",
+    "d/a.txt",
+    "d/e/a.txt",
+    "d/e/f/b.txt",
+    "d.txt",
+    "[x].txt",
+    "é.txt",
+    "da/x1.txt",
+    "da/x2.txt",
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +99,9 @@ def test_globs(tree: Path, glob: str, exclude: tuple[str, ...], expected: list[s
         assert [k for k in expected if not globs.matches(glob, k)] == []
 
 
-@pytest.mark.xfail(strict=True, reason="globs._part hands `[` inside of [...] to re, which warns of a nested set")
+@pytest.mark.xfail(
+    strict=True, reason="globs._part hands `[` inside of [...] to re, which warns of a nested set"
+)
 def test_a_bracket_is_matched_by_a_set_of_it(tree: Path) -> None:
     assert keys(tree, "[[]x].txt") == ["[x].txt"]
 
@@ -101,7 +114,9 @@ def test_a_range_never_matches_a_slash() -> None:
 # ---------------------------------------------------------------- order and keys
 
 NAMES = st.text("aAbz.-_ 0é中\u0301/", min_size=1, max_size=4).filter(lambda n: not n.startswith((".", "/")))
-PATHS = st.lists(st.lists(NAMES.filter(lambda n: "/" not in n), min_size=1, max_size=3).map("/".join), max_size=12)
+PATHS = st.lists(
+    st.lists(NAMES.filter(lambda n: "/" not in n), min_size=1, max_size=3).map("/".join), max_size=12
+)
 
 
 @given(PATHS)
@@ -174,7 +189,9 @@ def test_state_and_destination(tmp_path: Path) -> None:
     assert keys(tmp_path, "**/*.jsonl", **spec) == []
 
 
-@pytest.mark.xfail(strict=True, reason="files.entries: `never` holds real paths, the walk compares them as reached")
+@pytest.mark.xfail(
+    strict=True, reason="files.entries: `never` holds real paths, the walk compares them as reached"
+)
 def test_state_and_destination_below_a_folder_that_is_a_link(tmp_path: Path) -> None:
     write(tmp_path / "real", dict.fromkeys(["a.txt", "st/state.json", "out.jsonl"], "x"))
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -272,7 +289,9 @@ def test_a_folder_that_cannot_be_listed_is_an_error(linked: Path) -> None:
         (linked / "deep").chmod(0o700)
 
 
-@pytest.mark.xfail(strict=True, reason="files.entries: stat() of a file that vanished raises FileNotFoundError")
+@pytest.mark.xfail(
+    strict=True, reason="files.entries: stat() of a file that vanished raises FileNotFoundError"
+)
 def test_a_file_that_vanishes_during_the_walk(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": "a", "b.txt": "b"})
     walk = inputs.entries(make_spec(tmp_path))
@@ -324,7 +343,9 @@ def test_what_a_template_sees_of_a_file(tmp_path: Path) -> None:
         (b"\x80", "cp1252", "€"),
     ],
 )
-def test_text_is_decoded_and_a_byte_order_mark_dropped(tmp_path: Path, data: bytes, encoding: str, text: str) -> None:
+def test_text_is_decoded_and_a_byte_order_mark_dropped(
+    tmp_path: Path, data: bytes, encoding: str, text: str
+) -> None:
     write(tmp_path, {"a.txt": data})
     found = read(tmp_path, "a.txt", encoding)
 
@@ -343,7 +364,9 @@ def test_text_is_decoded_and_a_byte_order_mark_dropped(tmp_path: Path, data: byt
         ("ab".encode("utf-16-le"), "utf-8", "nul_byte", "at offset 1"),
     ],
 )
-def test_what_is_no_text_is_a_bad_row(tmp_path: Path, data: bytes, encoding: str, code: str, words: str) -> None:
+def test_what_is_no_text_is_a_bad_row(
+    tmp_path: Path, data: bytes, encoding: str, code: str, words: str
+) -> None:
     write(tmp_path, {"a.txt": data})
     found = read(tmp_path, "a.txt", encoding)
 

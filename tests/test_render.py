@@ -211,7 +211,9 @@ def test_names_are_sent_as_the_service_spells_them() -> None:
 
 
 def test_extra_body_has_the_last_word() -> None:
-    line = render(generation_config={"temperature": 1}, extra_body={"generationConfig": {"temperature": 2}}).line
+    line = render(
+        generation_config={"temperature": 1}, extra_body={"generationConfig": {"temperature": 2}}
+    ).line
 
     assert orjson.loads(line)["request"]["generationConfig"] == {"temperature": 2}
 

@@ -324,6 +324,13 @@ def test_what_gbrun_writes_is_never_an_input(load: Load, inputs: str, clash: boo
         load("", other, swap)
 
 
+def test_a_schema_reads_no_other_schema(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"type": "string"}')
+    for reference in (f"file://{tmp_path}/other.json", "other.json", "./other.json#"):
+        schema = f"output_schema: {{properties: {{a: {{$ref: '{reference}'}}}}}}\n"
+        assert codes(load, schema) == ["GB313"]
+
+
 def test_a_path_with_a_nul_character_is_refused(load: Load) -> None:
     assert codes(load, 'state: "a\\0b"\n') == ["GB202"]
 

@@ -129,7 +129,9 @@ def test_another_version_is_refused_with_a_next_step(dump: Any, load: Any, value
         assert "newer" in caught.value.hint
 
 
-@pytest.mark.parametrize("data", [b"", b"null", b"[]", b"{}", b'"x"', b"\xff", b"{" * 9999, b'{"kind":"state"}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"null", b"[]", b"{}", b'"x"', b"\xff", b"{" * 9999, b'{"kind":"state"}']
+)
 @pytest.mark.parametrize("load", [load_state, load_attempt])
 def test_what_is_no_file_of_gbrun_is_refused(load: Any, data: bytes) -> None:
     with pytest.raises(StateUnreadable):

@@ -225,7 +225,6 @@ def test_parts_of_tokens_that_begin_alike_are_numbered_apart(store: Store) -> No
     assert put(store, [b"y\n"])[0][1].part == 1
 
 
-@pytest.mark.xfail(strict=True, reason="parts.unpack_member gives what there is of a member that is cut off")
 def test_a_response_file_cut_at_any_byte_is_never_read_wrong(store: Store) -> None:
     seen = put(store, [b"one, two\nthree\n" + bytes(range(11, 200)) + b"\nlast\n"])
     name = "responses/t-a1.1.jsonl.gz"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from runner import apply, causes, export, index, inputs, plan, response_schema, results, rowtable
+from runner import apply, causes, export, index, inputs, ledger, plan, response_schema, results, rowtable
 from runner import spec as specfile
 from runner.backends import Backend
 from runner.blobs.local import LocalBlobs
@@ -91,7 +91,7 @@ class Job:
         with self.index.reading():
             made, signatures = plan.make(
                 self.spec,
-                basis=apply.basis(self.state, self.attempts),
+                basis=ledger.basis(self.state, (attempt for attempt, _ in self.attempts)),
                 spec_digest=self.spec_digest,
                 judge_digest=self.judge_digest,
                 entries=inputs.entries(self.spec) if stat_cache else _unseen(inputs.entries(self.spec)),
