@@ -17,7 +17,7 @@ from pathlib import Path
 
 import orjson
 
-from runner import decide, statefile
+from runner import decide, finish, statefile
 from runner.backends import Backend
 from runner.blobs import BlobExists
 from runner.clock import Clock
