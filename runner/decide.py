@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runner.model import Attempt, AttemptState, Job, JobState
+from runner.model import BYTES_PER_TOKEN, Attempt, AttemptState, Job, JobState
 
 FIND_GAP_S = 5.0
 """Seconds between two full listings that look for the same token."""
@@ -27,6 +27,12 @@ class Policy:
     poll_interval_s: float
     request_timeout_s: float
     settle_s: float
+    max_enqueued_tokens: int | None = None
+    """Estimated input tokens of all jobs in flight, None for no limit."""
+    retry: bool = True
+    """Whether requests that ended in something passing go into another job of this run."""
+    stall_after_s: float = 86400.0
+    """How long a job may be pending before it is pointed out."""
     submit: bool
     """False where only what is in flight is to be collected."""
     wait: bool
@@ -51,6 +57,10 @@ class Situation:
     """Tokens that need a person."""
     halted: bool
     """Whether the service refused something: nothing more is submitted."""
+    next_tokens: int = 0
+    """Estimated input tokens of the next shard without an attempt."""
+    surveyed: bool = True
+    """Whether this run has seen the list of all jobs."""
     to_retry: int = 0
     """Requests whose last outcome was a passing one, with attempts left."""
 
@@ -98,6 +108,11 @@ class Post:
 
 
 @dataclass(frozen=True, slots=True)
+class Survey:
+    """Look through all jobs once for those that carry this state's name and are not known to it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prepare:
     """Begin an attempt for the next shard."""
 
@@ -121,7 +136,7 @@ class Done:
     complete: bool
 
 
-Step = Void | Find | Collect | Clean | Poll | Post | Prepare | Repack | Sleep | Done
+Step = Void | Survey | Find | Collect | Clean | Poll | Post | Prepare | Repack | Sleep | Done
 
 
 def decide(situation: Situation, policy: Policy, now: float) -> Step:
@@ -136,6 +151,8 @@ def decide(situation: Situation, policy: Policy, now: float) -> Step:
     for attempt in prepared:
         if attempt.token not in situation.mine:
             return Void(attempt.token)
+    if policy.submit and not situation.surveyed:
+        return Survey()
     times: list[float] = []
     for attempt in posting:
         if _waits_for_quota(attempt):
@@ -159,7 +176,8 @@ def decide(situation: Situation, policy: Policy, now: float) -> Step:
                 return Post(attempt.token)
             times.append(attempt.deferred_until)
         # Creates are serial: behind a submission whose end is unknown, or that has to wait, none follows.
-        if situation.todo and len(submitted) < policy.max_jobs and not posting:
+        room = len(submitted) < policy.max_jobs and _fits(submitted, situation, policy)
+        if situation.todo and room and not posting:
             return Prepare()
 
     waiting = [a for a in submitted if a.token in situation.wanted]
@@ -171,13 +189,25 @@ def decide(situation: Situation, policy: Policy, now: float) -> Step:
             times.append(due)
     unsent = situation.todo if policy.submit and not situation.halted else 0
     if not waiting and not unsent and not times:
-        if situation.to_retry and policy.submit and not situation.halted:
+        if situation.to_retry and policy.retry and policy.submit and not situation.halted:
             return Repack()
         stuck = bool(situation.todo) or bool(posting) or bool(situation.quarantined)
         return Done(complete=not stuck and not situation.halted)
     if not policy.wait or not times:
         return Done(complete=False)
     return Sleep(min(times))
+
+
+def estimated_tokens(byte_count: int) -> int:
+    """Input tokens that a JSONL file of this size may have, rather too many than too few."""
+    return -(-byte_count // BYTES_PER_TOKEN)
+
+
+def _fits(submitted: list[Attempt], situation: Situation, policy: Policy) -> bool:
+    if policy.max_enqueued_tokens is None or not submitted:
+        return True
+    enqueued = sum(estimated_tokens(attempt.byte_count) for attempt in submitted)
+    return enqueued + situation.next_tokens <= policy.max_enqueued_tokens
 
 
 def defer_until(attempt: Attempt, now: float) -> float:

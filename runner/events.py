@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from runner import __version__
-from runner.apply import Event, Result
+from runner.apply import Result
 from runner.model import Change, Json, Plan
+from runner.run import Event
 
 FORMAT = 1
 

@@ -19,6 +19,9 @@ Json = Any
 """A value that JSON can hold."""
 
 
+BYTES_PER_TOKEN = 3
+"""Bytes of UTF-8 text per token, for estimates that are rather too high: English has about four."""
+
 # ---------------------------------------------------------------- the spec
 
 
@@ -136,6 +139,8 @@ class Spec:
     destinations: tuple[Destination, ...]
     shards: ShardLimits
     max_jobs: int = 10
+    max_enqueued_tokens: int | None = None
+    """Estimated input tokens of all jobs in flight, None for no limit."""
     guards: Guards = Guards()
     failures: Failures = Failures()
     cleanup: str = "inputs"

@@ -30,7 +30,10 @@ def check(schema: dict[str, Json], report: Report) -> None:
         message = 'a schema cannot have a property "_key"'
         report(("properties", "_key"), "GB314", message, "every record gets its row's key under that name")
     try:
+        # The first follows `$schema`, as the judge of records does. The second holds a schema of an older
+        # draft to the present one too: what the service is sent is made from these keywords.
         jsonschema_rs.validator_for(schema, validate_formats=True, offline=True)
+        jsonschema_rs.Draft202012Validator(schema, offline=True)
     except ValueError as error:
         problems = list(dict.fromkeys(_problems(schema)))
         first = str(error).splitlines()[0]
@@ -40,9 +43,8 @@ def check(schema: dict[str, Json], report: Report) -> None:
 
 def _problems(schema: dict[str, Json]) -> Iterator[tuple[Place, str, str, str]]:
     import jsonschema
-    from jsonschema.validators import validator_for
 
-    kind = validator_for(schema, default=jsonschema.Draft202012Validator)
+    kind = jsonschema.Draft202012Validator
     for error in kind(kind.META_SCHEMA).iter_errors(schema):
         yield _metaschema_problem(error)
     for place, keyword, value in _keywords(schema, ()):

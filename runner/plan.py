@@ -123,6 +123,8 @@ class Selection:
 
     target: Selector | None = None
     replace: Selector | None = None
+    retry: str = "transient"
+    """Failures taken up again: `none`, `transient` (those that may pass) or `all`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ def judge_row(
     why: Callable[[], tuple[str, ...]],
     max_attempts: int,
     replaced: bool = False,
+    retry: str = "transient",
 ) -> Verdict:
     """The first class that fits, over all requests the row wants (the table of the design).
 
@@ -159,7 +162,13 @@ def judge_row(
     if replaced:
         return Verdict(Action.RERUN if known else Action.NEW, ("replace",) if known else (), tuple(ids))
     found = {i: stored[i] for i in ids}
-    settled = {i: s for i, s in found.items() if s and (not s.retryable or s.jobs >= max_attempts)}
+
+    def is_settled(one: Stored) -> bool:
+        if retry == "all":
+            return one.outcome is Outcome.OK
+        return retry == "none" or not one.retryable or one.jobs >= max_attempts
+
+    settled = {i: s for i, s in found.items() if s is not None and is_settled(s)}
     broken = [s for s in settled.values() if s.outcome is not Outcome.OK]
     if broken:
         first = min(broken, key=lambda s: list(Outcome).index(s.outcome))
@@ -328,6 +337,7 @@ class _Planner:
             why=why,
             max_attempts=self._spec.failures.max_attempts,
             replaced=replaced,
+            retry=self._selection.retry,
         )
         if verdict.live:
             self._tokens.update(verdict.live)

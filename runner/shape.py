@@ -35,7 +35,7 @@ _LATER_KEYS: Mapping[tuple[str, ...], frozenset[str]] = {
     ("destination",): frozenset({"columns"}),
     ("destination", "*"): frozenset({"columns"}),
     ("shards",): frozenset({"max_tokens", "max_cost_usd"}),
-    ("concurrency",): frozenset({"max_enqueued_tokens", "max_uploads"}),
+    ("concurrency",): frozenset({"max_uploads"}),
     ("guards",): frozenset({"max_cost_usd", "max_cost_per_request_usd"}),
     ("failures",): frozenset({"retry", "remedies", "repair"}),
 }

@@ -22,6 +22,7 @@ import orjson
 from runner import backendspec, globs, layers, outputschema, shape, templates, yamlfile
 from runner.errors import Diagnostic, SpecInvalid
 from runner.model import (
+    BYTES_PER_TOKEN,
     BackendSpec,
     Destination,
     Failures,
@@ -158,6 +159,7 @@ class _Builder:
             destinations=destinations,
             shards=shards,
             max_jobs=get("concurrency", "max_jobs") or 10,
+            max_enqueued_tokens=get("concurrency", "max_enqueued_tokens"),
             guards=Guards(**guards),
             failures=Failures(**failures),
             cleanup=get("cleanup") or "inputs",
@@ -283,6 +285,10 @@ class _Builder:
         if self.tree.sound("shards", "max_bytes"):
             most = byte_count(self.tree.get("shards", "max_bytes"))
             shape.check_bounds(self.tree, ("shards", "max_bytes"), most, "bytes")
+        tokens = self.tree.get("concurrency", "max_enqueued_tokens")
+        if isinstance(tokens, int):
+            # A shard over the limit could never be submitted.
+            most = min(most, tokens * BYTES_PER_TOKEN)
         return ShardLimits(
             max_requests=self.tree.get("shards", "max_requests") or MAX_REQUESTS, max_bytes=most
         )

@@ -20,6 +20,7 @@ from runner.schemafile import schema_path
 from runner.yamlfile import parse
 
 _MODELINE = "# yaml-language-server"
+_ODD_BREAK = re.compile("[\x85\u2028\u2029]")
 _DASHES = re.compile(r"(?:-[ \t]+)*-?")
 
 
@@ -33,6 +34,11 @@ def format_text(text: str) -> str:
     before = parse(text.encode(), "the spec")
     if before.problems:
         raise SpecInvalid(before.problems)
+    if _ODD_BREAK.search(text):
+        raise UsageInvalid(
+            "this spec holds a line break that only YAML knows (U+0085, U+2028 or U+2029)",
+            hint="write it as an escape in double quotes",
+        )
     body = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     lines = _sorted(_indented(body.split("\n"), body))
     after = "\n".join(lines).strip("\n") + "\n"

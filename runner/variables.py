@@ -79,14 +79,14 @@ def resolve(
     those of the command line, whose texts are converted to the declared types. An environment
     variable of the shell that no spec declares is none of ours: other specs may want it.
     """
+    written = tree.get("variables")
+    raws = written if isinstance(written, dict) else {}
     declared = {
-        name: variable
-        for name, raw in (tree.get("variables") or {}).items()
-        if (variable := _declared(tree, name, raw)) is not None
+        name: variable for name, raw in raws.items() if (variable := _declared(tree, name, raw)) is not None
     }
     # An unfit default is reported already; keeping it spares a second report, that there is no value.
     values = {name: v.default for name, v in declared.items() if v.default is not _UNSET}
-    reader = _Reader(tree, declared, values)
+    reader = _Reader(tree, declared, values, frozenset(raws))
     for name, default in values.items():
         reader.keep_secret(name, default, nearest(tree.marks, ("variables", name, "default")))
     for name, value in chosen.items():
@@ -112,7 +112,7 @@ def resolve(
     sensitive = frozenset(name for name, variable in declared.items() if variable.sensitive)
     return Values(
         values,
-        frozenset(tree.get("variables") or {}),
+        frozenset(raws),
         sensitive,
         frozenset(reader.secrets),
         frozenset(reader.secret_lines),
@@ -141,8 +141,16 @@ def _declared(tree: Tree, name: str, raw: Json) -> _Variable | None:
 class _Reader:
     """Takes values from one source after the other; a later one wins."""
 
-    def __init__(self, tree: Tree, declared: Mapping[str, _Variable], values: dict[str, Json]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        declared: Mapping[str, _Variable],
+        values: dict[str, Json],
+        names: frozenset[str],
+    ) -> None:
+        """`names` are those of all declarations, also of the ones whose shape is wrong."""
         self.tree = tree
+        self.names = names
         self.declared = declared
         self.values = values
         self.failed: set[str] = set()
@@ -178,7 +186,7 @@ class _Reader:
         marks = document.marks if document is not None else self.tree.marks
         self.keep_secret(name, value, None if shown_as else nearest(marks, place))
         if variable is None:
-            if name not in (self.tree.get("variables") or {}):
+            if name not in self.names:
                 refuse("GB401", *_unknown(name, self.declared))
         elif not _fits(variable.type, value):
             self.failed.add(name)

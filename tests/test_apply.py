@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runner import apply as executor
-from runner import export, index, inputs, plan, statefile
+from runner import export, index, inputs, ledger, plan, statefile
 from runner import spec as specfile
 from runner.backends.memory import Ending, MemoryBackend
 from runner.blobs.memory import MemoryBlobs
@@ -28,6 +28,7 @@ from runner.errors import (
 from runner.index import Index
 from runner.model import Action, AttemptState, Job, JobState, Plan
 from runner.render import Renderer
+from runner.run import Event
 from runner.store import Store
 
 SPEC = """
@@ -82,7 +83,7 @@ class World:
         self.clock = clock
         self.service = Service(clock, **options)
         self.store = Store(MemoryBlobs(), None, "memory")
-        self.events: list[executor.Event] = []
+        self.events: list[Event] = []
         self.stop = executor.Stop()
         (folder / "inputs").mkdir(parents=True)
         (folder / "work").mkdir()
@@ -103,7 +104,7 @@ class World:
         workspace.mkdir()
         made, _ = plan.make(
             self.spec,
-            basis=executor.basis(state, attempts),
+            basis=ledger.basis(state, (found for found, _ in attempts)),
             spec_digest=specfile.digest(self.spec),
             judge_digest="judge",
             entries=inputs.entries(self.spec),

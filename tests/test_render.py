@@ -37,7 +37,10 @@ def render(row: Any = None, **spec: Any) -> Request:
 VECTORS: dict[str, tuple[dict[str, Any], Any]] = {
     "plain": ({"prompt": "Which team? {{ input.text }}\n"}, make_row(text="My invoice is wrong.\r\n")),
     "emoji-and-separators": ({}, make_row(text="😀 \u2028 \u2029 \u0085 👩‍👩‍👧 \x7f \x1f")),
-    "cjk-and-path": ({"prompt": "{{ input.path }}: {{ input.text }}"}, make_row("日本/東京.txt", "漢字かな交じり文")),
+    "cjk-and-path": (
+        {"prompt": "{{ input.path }}: {{ input.text }}"},
+        make_row("日本/東京.txt", "漢字かな交じり文"),
+    ),
     "config-floats": (
         {
             "generation_config": {
@@ -73,7 +76,7 @@ VECTORS: dict[str, tuple[dict[str, Any], Any]] = {
         },
         make_row(),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -115,8 +118,14 @@ def test_the_id_is_the_digest_of_what_was_asked_for() -> None:
 SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (
         "key order of a mapping",
-        {"generation_config": {"temperature": 0.1, "top_p": 0.9}, "extra_body": {"a": 1, "b": {"c": 2, "d": 3}}},
-        {"generation_config": {"top_p": 0.9, "temperature": 0.1}, "extra_body": {"b": {"d": 3, "c": 2}, "a": 1}},
+        {
+            "generation_config": {"temperature": 0.1, "top_p": 0.9},
+            "extra_body": {"a": 1, "b": {"c": 2, "d": 3}},
+        },
+        {
+            "generation_config": {"top_p": 0.9, "temperature": 0.1},
+            "extra_body": {"b": {"d": 3, "c": 2}, "a": 1},
+        },
     ),
     (
         "key order of a schema's keywords",
@@ -132,7 +141,7 @@ SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"prompt": make_template("Sort: {{ input['text'] }}", "prompts/x.j2", 1)},
         {},
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("spec", "other"), [case[1:] for case in SAME], ids=[case[0] for case in SAME])
@@ -146,18 +155,30 @@ DIFFERENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("trailing newline", {"prompt": "a"}, {"prompt": "a\n"}),
     ("system_instruction", {"system_instruction": "a"}, {"system_instruction": "b"}),
     ("a system_instruction at all", {"system_instruction": ""}, {}),
-    ("generation_config", {"generation_config": {"temperature": 0.1}}, {"generation_config": {"temperature": 0.2}}),
+    (
+        "generation_config",
+        {"generation_config": {"temperature": 0.1}},
+        {"generation_config": {"temperature": 0.2}},
+    ),
     ("schema", {"output_schema": SCHEMA}, {}),
-    ("order of list items", {"generation_config": {"stop_sequences": ["a", "b"]}}, {"generation_config": {"stop_sequences": ["b", "a"]}}),
+    (
+        "order of list items",
+        {"generation_config": {"stop_sequences": ["a", "b"]}},
+        {"generation_config": {"stop_sequences": ["b", "a"]}},
+    ),
     ("tools", {"tools": ({"google_search": {}},)}, {}),
     ("tool_config", {"tool_config": {"a": 1}}, {}),
     ("safety_settings", {"safety_settings": ({"a": 1},)}, {}),
     ("cached_content", {"cached_content": "x"}, {}),
     ("extra_body", {"extra_body": {"labels": {"a": "b"}}}, {}),
-    ("variables", {"prompt": "{{ var.a }}", "variables": {"a": 1}}, {"prompt": "{{ var.a }}", "variables": {"a": 2}}),
+    (
+        "variables",
+        {"prompt": "{{ var.a }}", "variables": {"a": 1}},
+        {"prompt": "{{ var.a }}", "variables": {"a": 2}},
+    ),
     ("env", {"prompt": "{{ env }}", "env": "a"}, {"prompt": "{{ env }}", "env": "b"}),
     ("task", {"task": "a"}, {"task": "b"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("spec", "other"), [case[1:] for case in DIFFERENT], ids=[c[0] for c in DIFFERENT])
@@ -251,10 +272,14 @@ TEXT = st.text() | st.sampled_from(
     ["gbrun-hole-0-prompt", '"gbrun-hole-0-prompt"', "gbrun-hole-0-key", 'x"gbrun-hole-1-prompt', HOSTILE]
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 def whole(values: Any) -> bytes:

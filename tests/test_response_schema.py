@@ -20,14 +20,23 @@ I = {"type": "INTEGER"}  # noqa: E741
     [
         ({"type": "string"}, S),
         ({"type": "number"}, {"type": "NUMBER"}),
-        ({"type": "boolean", "description": "d", "title": "t"}, {"type": "BOOLEAN", "description": "d", "title": "t"}),
+        (
+            {"type": "boolean", "description": "d", "title": "t"},
+            {"type": "BOOLEAN", "description": "d", "title": "t"},
+        ),
         ({"type": ["string", "null"]}, {"type": "STRING", "nullable": True}),
-        ({"type": ["null", "integer"], "minimum": 1, "maximum": 9}, {"type": "INTEGER", "nullable": True, "minimum": 1, "maximum": 9}),
+        (
+            {"type": ["null", "integer"], "minimum": 1, "maximum": 9},
+            {"type": "INTEGER", "nullable": True, "minimum": 1, "maximum": 9},
+        ),
         ({"type": ["string", "integer"]}, {"anyOf": [S, I]}),
         ({"type": ["string", "integer", "null"]}, {"anyOf": [S, I], "nullable": True}),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, {"type": "STRING", "nullable": True}),
         ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, {"anyOf": [S, I]}),
-        ({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}, {"anyOf": [S, I], "nullable": True}),
+        (
+            {"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]},
+            {"anyOf": [S, I], "nullable": True},
+        ),
         ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, {"anyOf": [S, I]}),
         ({"enum": ["a", "b"]}, {"type": "STRING", "enum": ["a", "b"]}),
         ({"type": "string", "enum": ["a", None]}, {"type": "STRING", "enum": ["a"], "nullable": True}),
@@ -36,28 +45,74 @@ I = {"type": "INTEGER"}  # noqa: E741
         ({"type": "string", "format": "date-time"}, {"type": "STRING", "format": "date-time"}),
         ({"type": "string", "format": "email"}, S),
         ({"type": "integer", "format": "int64"}, {"type": "INTEGER", "format": "int64"}),
-        ({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 3}, {"type": "ARRAY", "items": S, "minItems": 1, "maxItems": 3}),
-        ({"type": "string", "minLength": 1, "maxLength": 2, "pattern": "^a"}, {"type": "STRING", "minLength": 1, "maxLength": 2, "pattern": "^a"}),
         (
-            {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}, "required": ["a", "zz"]},
-            {"type": "OBJECT", "properties": {"b": S, "a": I}, "propertyOrdering": ["b", "a"], "required": ["a"]},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 3},
+            {"type": "ARRAY", "items": S, "minItems": 1, "maxItems": 3},
         ),
         (
-            {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}, "propertyOrdering": ["a", "b"]},
+            {"type": "string", "minLength": 1, "maxLength": 2, "pattern": "^a"},
+            {"type": "STRING", "minLength": 1, "maxLength": 2, "pattern": "^a"},
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {"b": {"type": "string"}, "a": {"type": "integer"}},
+                "required": ["a", "zz"],
+            },
+            {
+                "type": "OBJECT",
+                "properties": {"b": S, "a": I},
+                "propertyOrdering": ["b", "a"],
+                "required": ["a"],
+            },
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {"b": {"type": "string"}, "a": {"type": "integer"}},
+                "propertyOrdering": ["a", "b"],
+            },
             {"type": "OBJECT", "properties": {"b": S, "a": I}, "propertyOrdering": ["a", "b"]},
         ),
         (
-            {"$defs": {"m": {"type": "string", "enum": ["x"]}}, "type": "object", "properties": {"m": {"$ref": "#/$defs/m", "description": "d"}}},
-            {"type": "OBJECT", "properties": {"m": {"type": "STRING", "enum": ["x"], "description": "d"}}, "propertyOrdering": ["m"]},
+            {
+                "$defs": {"m": {"type": "string", "enum": ["x"]}},
+                "type": "object",
+                "properties": {"m": {"$ref": "#/$defs/m", "description": "d"}},
+            },
+            {
+                "type": "OBJECT",
+                "properties": {"m": {"type": "STRING", "enum": ["x"], "description": "d"}},
+                "propertyOrdering": ["m"],
+            },
         ),
         ({"$defs": {"a/b~c": {"type": "string"}}, "$ref": "#/$defs/a~1b~0c"}, S),
-        ({"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "x", "type": "string", "default": "", "examples": [1]}, S),
         (
-            {"allOf": [{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, {"properties": {"b": {"type": "integer"}}}]},
-            {"type": "OBJECT", "properties": {"a": S, "b": I}, "propertyOrdering": ["a", "b"], "required": ["a"]},
+            {
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "$id": "x",
+                "type": "string",
+                "default": "",
+                "examples": [1],
+            },
+            S,
+        ),
+        (
+            {
+                "allOf": [
+                    {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+                    {"properties": {"b": {"type": "integer"}}},
+                ]
+            },
+            {
+                "type": "OBJECT",
+                "properties": {"a": S, "b": I},
+                "propertyOrdering": ["a", "b"],
+                "required": ["a"],
+            },
         ),
     ],
-)  # fmt: skip
+)
 def test_lowered(schema: dict[str, Any], expected: dict[str, Any]) -> None:
     assert lower(schema)[0] == expected
 
@@ -73,15 +128,27 @@ def test_all_of_a_reference_keeps_its_types() -> None:
     ("schema", "notes"),
     [
         ({"type": "string", "format": "email"}, ("/: format `email` is checked locally only",)),
-        ({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}, ("/: `additionalProperties` is checked locally only",)),
-        ({"type": "object", "properties": {"a": {"type": "string", "not": {}}}}, ("/properties/a: `not` is checked locally only",)),
-        ({"type": "array", "items": {"type": "integer", "exclusiveMinimum": 0}}, ("/items: `exclusiveMinimum` is checked locally only",)),
+        (
+            {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False},
+            ("/: `additionalProperties` is checked locally only",),
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": "string", "not": {}}}},
+            ("/properties/a: `not` is checked locally only",),
+        ),
+        (
+            {"type": "array", "items": {"type": "integer", "exclusiveMinimum": 0}},
+            ("/items: `exclusiveMinimum` is checked locally only",),
+        ),
         ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, ("/: `oneOf` is sent as anyOf",)),
         ({"type": "integer", "enum": [1]}, ("/: values that are not text cannot be an enum at the service",)),
-        ({"allOf": [{"type": "string"}]}, ("/: `allOf` is merged; rules that overlap are checked locally only",)),
+        (
+            {"allOf": [{"type": "string"}]},
+            ("/: `allOf` is merged; rules that overlap are checked locally only",),
+        ),
         ({"type": "string", "minLength": 1, "$comment": "x", "default": "y"}, ()),
     ],
-)  # fmt: skip
+)
 def test_what_only_the_local_check_enforces_is_said(schema: dict[str, Any], notes: tuple[str, ...]) -> None:
     assert lower(schema)[1] == notes
 
@@ -183,13 +250,17 @@ VALUES = st.recursive(
 LEAVES = (
     st.fixed_dictionaries({"type": st.sampled_from(["string", "integer", "number", "boolean", "null"])})
     | st.fixed_dictionaries(
-        {"type": st.lists(st.sampled_from(["string", "integer", "null"]), min_size=1, max_size=3, unique=True)},
+        {
+            "type": st.lists(
+                st.sampled_from(["string", "integer", "null"]), min_size=1, max_size=3, unique=True
+            )
+        },
         optional={"minLength": st.integers(0, 2), "maximum": st.integers(-1, 2)},
     )
     | st.fixed_dictionaries({"enum": st.lists(st.sampled_from(["a", "b", 1, None]), min_size=1, unique=True)})
     | st.fixed_dictionaries({"const": st.sampled_from(["a", 1, None, True])})
     | st.sampled_from([{}, {"$ref": "#/$defs/s"}, {"$ref": "#/$defs/o"}])
-)  # fmt: skip
+)
 SCHEMAS = st.recursive(
     LEAVES,
     lambda inner: (
@@ -201,15 +272,23 @@ SCHEMAS = st.recursive(
             {"type": st.just("array"), "items": inner},
             optional={"minItems": st.integers(0, 1), "maxItems": st.integers(1, 2)},
         )
-        | st.builds(lambda kind, subs: {kind: subs}, st.sampled_from(["anyOf", "oneOf", "allOf"]), st.lists(inner, min_size=1, max_size=3))
+        | st.builds(
+            lambda kind, subs: {kind: subs},
+            st.sampled_from(["anyOf", "oneOf", "allOf"]),
+            st.lists(inner, min_size=1, max_size=3),
+        )
         | st.builds(lambda one, subs: {**one, "anyOf": subs}, inner, st.lists(inner, min_size=1, max_size=2))
     ),
     max_leaves=5,
-)  # fmt: skip
+)
 DEFS = {
     "s": {"type": ["string", "null"], "maxLength": 2},
-    "o": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/o"}}, "required": ["a"]},
-}  # fmt: skip
+    "o": {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/o"}},
+        "required": ["a"],
+    },
+}
 
 
 @given(SCHEMAS, st.lists(VALUES, min_size=1, max_size=8))

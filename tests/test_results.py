@@ -45,10 +45,28 @@ CLASSES: list[tuple[str, Judge, bytes, Outcome, str]] = [
     ("wrong format", STRICT, ok_line("r", '{"topic": "a", "when": "soon"}'), Outcome.INVALID, "SCHEMA"),
     ("no JSON", STRICT, ok_line("r", "It is a bill."), Outcome.UNPARSEABLE, "NOT_JSON"),
     ("cut", STRICT, ok_line("r", '{"topic": "bi'), Outcome.UNPARSEABLE, "NOT_JSON"),
-    ("max tokens", STRICT, ok_line("r", '{"topic": "bi', finish="MAX_TOKENS"), Outcome.TRUNCATED, "MAX_TOKENS"),
-    ("max tokens, whole", STRICT, ok_line("r", '{"topic": "b"}', finish="MAX_TOKENS"), Outcome.TRUNCATED, "MAX_TOKENS"),
+    (
+        "max tokens",
+        STRICT,
+        ok_line("r", '{"topic": "bi', finish="MAX_TOKENS"),
+        Outcome.TRUNCATED,
+        "MAX_TOKENS",
+    ),
+    (
+        "max tokens, whole",
+        STRICT,
+        ok_line("r", '{"topic": "b"}', finish="MAX_TOKENS"),
+        Outcome.TRUNCATED,
+        "MAX_TOKENS",
+    ),
     ("max tokens, no text", FREE, ok_line("r", finish="MAX_TOKENS"), Outcome.TRUNCATED, "MAX_TOKENS"),
-    ("prompt blocked", FREE, orjson.dumps({"key": "r", "response": FEEDBACK}), Outcome.BLOCKED, "PROHIBITED_CONTENT"),
+    (
+        "prompt blocked",
+        FREE,
+        orjson.dumps({"key": "r", "response": FEEDBACK}),
+        Outcome.BLOCKED,
+        "PROHIBITED_CONTENT",
+    ),
     ("safety", FREE, ok_line("r", "half", finish="SAFETY"), Outcome.BLOCKED, "SAFETY"),
     ("recitation", FREE, ok_line("r", finish="RECITATION"), Outcome.BLOCKED, "RECITATION"),
     ("unknown finish reason, no text", FREE, ok_line("r", finish="NEW_ONE"), Outcome.BLOCKED, "NEW_ONE"),
@@ -59,8 +77,14 @@ CLASSES: list[tuple[str, Judge, bytes, Outcome, str]] = [
     *(
         (f"row error {code}", FREE, error_line("r", code), Outcome.TRANSIENT, name)
         for code, name in {
-            1: "CANCELLED", 2: "UNKNOWN", 4: "DEADLINE_EXCEEDED", 8: "RESOURCE_EXHAUSTED",
-            9: "FAILED_PRECONDITION", 10: "ABORTED", 13: "INTERNAL", 14: "UNAVAILABLE",
+            1: "CANCELLED",
+            2: "UNKNOWN",
+            4: "DEADLINE_EXCEEDED",
+            8: "RESOURCE_EXHAUSTED",
+            9: "FAILED_PRECONDITION",
+            10: "ABORTED",
+            13: "INTERNAL",
+            14: "UNAVAILABLE",
         }.items()
     ),
     ("error without a code", FREE, b'{"key":"r","error":{}}', Outcome.TRANSIENT, "UNKNOWN"),
@@ -68,8 +92,16 @@ CLASSES: list[tuple[str, Judge, bytes, Outcome, str]] = [
     ("no candidates", FREE, b'{"key":"r","response":{}}', Outcome.TRANSIENT, "NO_CANDIDATES"),
     ("neither", FREE, b'{"key":"r"}', Outcome.TRANSIENT, "EMPTY"),
     ("response is null", FREE, b'{"key":"r","response":null}', Outcome.TRANSIENT, "EMPTY"),
-    ("echo and nulls", FREE, orjson.dumps({"key": "r", "status": "", "error": None, "request": {}, "response": response_body("x")}), Outcome.OK, ""),
-]  # fmt: skip
+    (
+        "echo and nulls",
+        FREE,
+        orjson.dumps(
+            {"key": "r", "status": "", "error": None, "request": {}, "response": response_body("x")}
+        ),
+        Outcome.OK,
+        "",
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +323,7 @@ def test_any_shape_ends_in_an_outcome(body: Any) -> None:
     ("text", "expected"),
     [
         ('{"a": 1}', ({"a": 1}, "")),
-        (' \n[1, 2]\t', ([1, 2], "")),
+        (" \n[1, 2]\t", ([1, 2], "")),
         ("\ufeff{}", ({}, "")),
         ("true", (True, "")),
         ('"a\u2028b"', ("a\u2028b", "")),
@@ -316,7 +348,7 @@ def test_any_shape_ends_in_an_outcome(body: Any) -> None:
         ('[{"x": 1}, {"y": "z', None),
         ('Sure! {"a": {"b": 1}, "c": 2', None),
     ],
-)  # fmt: skip
+)
 def test_extraction(text: str, expected: tuple[Any, str] | None) -> None:
     assert extract_json(text) == expected
 
@@ -384,10 +416,18 @@ def made(line: bytes, judge: Judge, key: str = "a.txt", **meta: Any) -> bytes:
     [
         (ok_line("r", '{"topic": "bill"}'), STRICT, b'{"_key":"a.txt","topic":"bill"}\n'),
         (ok_line("r", "hi\u2028"), FREE, '{"_key":"a.txt","text":"hi\u2028"}\n'.encode()),
-        (ok_line("r", {"functionCall": {"name": "f"}}), FREE, b'{"_key":"a.txt","text":"","parts":[{"functionCall":{"name":"f"}}]}\n'),
-        (ok_line("r", '```json\n{"topic": "x"}\n```'), STRICT, b'{"_key":"a.txt","topic":"x","_repaired":"fence"}\n'),
+        (
+            ok_line("r", {"functionCall": {"name": "f"}}),
+            FREE,
+            b'{"_key":"a.txt","text":"","parts":[{"functionCall":{"name":"f"}}]}\n',
+        ),
+        (
+            ok_line("r", '```json\n{"topic": "x"}\n```'),
+            STRICT,
+            b'{"_key":"a.txt","topic":"x","_repaired":"fence"}\n',
+        ),
     ],
-)  # fmt: skip
+)
 def test_records(line: bytes, judge: Judge, expected: bytes) -> None:
     assert made(line, judge) == expected
 

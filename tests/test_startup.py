@@ -19,7 +19,10 @@ print("\\n" + json.dumps([code, sorted(set(sys.modules) - before)]), file=sys.st
 """
 GOOGLE = {"google"}
 HEAVY = {"jinja2", "jsonschema", "jsonschema_rs", "rich", "orjson", "msgspec", "yaml", "sqlite3", "httpx"}
-FOR_A_PLAN = {"click", "jinja2", "jsonschema_rs", "markupsafe", "orjson", "runner", "yaml"}
+FOR_A_PLAN = {
+    "click", "jinja2", "jsonschema_rs", "markupsafe", "msgspec", "orjson", "runner", "typing_extensions",
+    "yaml",
+}  # fmt: skip
 
 
 def loaded(project: Any, *args: str, code: int = 0) -> set[str]:

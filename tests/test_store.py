@@ -81,12 +81,9 @@ def test_the_last_roots_are_kept(store: Store) -> None:
 
 
 def test_the_lock_is_for_one_and_names_its_holder(store: Store) -> None:
-    with store.lock("apply", "2026-01-01T00:00:00Z", 0):
-        with (
-            pytest.raises(StateLocked, match="operation apply, pid .*, since 2026-01-01T00:00:00Z"),
-            store.lock("wait", "later", 0),
-        ):
-            raise AssertionError
+    words = r"operation apply, pid .*, since 2026-01-01T00:00:00Z"
+    with store.lock("apply", "2026-01-01T00:00:00Z", 0), pytest.raises(StateLocked, match=words):
+        store.lock("wait", "later", 0).__enter__()
     with store.lock("wait", "later", 0):
         pass
 

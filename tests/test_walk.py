@@ -298,7 +298,6 @@ def test_a_deleted_index_is_rebuilt(ready: Any, gbrun: Any) -> None:
     wants_nothing(ready)
 
 
-@pytest.mark.xfail(strict=True, reason="Index._open connects outside its try: DatabaseError, exit 70")
 def test_a_damaged_index_is_rebuilt(ready: Any, gbrun: Any) -> None:
     ready.gbrun = gbrun
     for path in ready.state.glob("index.sqlite*"):
@@ -306,7 +305,6 @@ def test_a_damaged_index_is_rebuilt(ready: Any, gbrun: Any) -> None:
     wants_nothing(ready)
 
 
-@pytest.mark.xfail(strict=True, reason="Job.__init__ does not close its stack where refresh() raises")
 def test_a_refused_state_leaves_nothing_open(ready: Any, gbrun: Any) -> None:
     ready.gbrun = gbrun
     state = ready.state
@@ -475,7 +473,6 @@ def test_nobody_to_ask_without_a_terminal(project: Any) -> None:
     assert "No changes" in project.run("apply", "job.yaml", code=0).stdout
 
 
-@pytest.mark.xfail(strict=True, reason="an apply makes one attempt per request and stops")
 def test_one_apply_goes_through_all_attempts(project: Any, cli: Any) -> None:
     project.gbrun = cli
     project.inputs(3)
@@ -504,7 +501,6 @@ def nothing_twice(project: Any) -> None:
     assert {a["state"] for a in project.attempts()} <= {"cleaned", "void"}
     sent = sum(sum(header["summary"]["outcomes"].values()) for header, _ in project.outcomes())
     assert sent == 8
-    assert project.leftovers() == []
 
 
 @pytest.mark.xfail(
@@ -532,6 +528,8 @@ def test_killed_at_any_instant_the_next_apply_goes_on(new_project: Callable[...,
         project.apply()
 
         nothing_twice(project)
+        # A write that was cut off may stay behind as a hidden file; it is never read.
+        assert all("/.tmp-" in name or name.endswith(".part") for name in project.leftovers())
         assert (project.folder / "out/notes.jsonl").read_bytes() == (
             calm.folder / "out/notes.jsonl"
         ).read_bytes()
@@ -557,6 +555,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(project: Any, gbrun: Any, wait_for: 
     project.run("status", "job.yaml", code=3)
     project.apply()
     nothing_twice(project)
+    assert project.leftovers() == []
     assert len(project.records()) == 8
     wants_nothing(project)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ from runner.cli.options import Duration, pick_spec, selection_options, spec_opti
 from runner.errors import Exit, GuardRefused, PlanStale
 
 if TYPE_CHECKING:
-    from runner.apply import Event, Result, Stop
+    from runner.apply import Result, Stop
     from runner.backends import Backend
     from runner.cli.job import Job
     from runner.model import Plan
+    from runner.run import Event
 
 _REPLANS = 5
 
@@ -33,6 +35,7 @@ _REPLANS = 5
 @click.option("--wait-timeout", type=Duration(), help="Return after this long (90s, 5m, 2h).")
 @click.option("--lock-timeout", type=Duration(), default=0.0, help="Wait this long for the state's lock.")
 @click.option("--parallelism", type=click.IntRange(min=1), help="Jobs at once, instead of the spec's.")
+@click.option("--allow-local-state", is_flag=True, help="In CI, accept a state folder for a paid backend.")
 @click.option("--overwrite", is_flag=True, help="Replace a destination that this state never wrote.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines (gbrun schema events).")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what needs attention.")
@@ -47,7 +50,9 @@ def command(
     quiet: bool,
     target: tuple[str, ...],
     replace: tuple[str, ...],
+    retry: str,
     no_stat_cache: bool,
+    allow_local_state: bool,
     **given: Any,
 ) -> int:
     """Make SPEC so: submit what the plan shows, wait, collect, write the records.
@@ -59,11 +64,12 @@ def command(
     from runner.cli.plan import print_json, print_plan
 
     with Job(pick_spec(given), writes=True) as job:
-        made = job.plan(target=target, replace=replace, stat_cache=not no_stat_cache)
+        made = job.plan(target=target, replace=replace, retry=retry, stat_cache=not no_stat_cache)
         (print_json if as_json else print_plan)(job, made)
         if made.refusals:
             return Exit.REFUSED
         refuse_foreign(job, made, overwrite)
+        refuse_fleeting(job, allow_local_state)
         if not made.has_changes:
             return _settled_code(job, made)
         approve(auto_approve)
@@ -80,6 +86,7 @@ def command(
                 as_json=as_json,
                 target=target,
                 replace=replace,
+                retry=retry,
             ),
         )
 
@@ -97,6 +104,7 @@ class Mode:
     as_json: bool = False
     target: tuple[str, ...] = ()
     replace: tuple[str, ...] = ()
+    retry: str = "transient"
 
 
 def approve(auto_approve: bool) -> None:
@@ -107,6 +115,15 @@ def approve(auto_approve: bool) -> None:
         raise GuardRefused("nobody can be asked without a terminal", hint="add --auto-approve")
     if not click.confirm("Apply?", err=True):
         raise GuardRefused("not approved; nothing was done")
+
+
+def refuse_fleeting(job: Job, allowed: bool) -> None:
+    """Raises GuardRefused for paid jobs whose only record is on a CI machine that may be thrown away."""
+    if os.environ.get("CI", "").lower() == "true" and job.spec.backend.paid and not allowed:
+        raise GuardRefused(
+            "the state is a folder of a CI machine, and the backend is paid: what is lost is paid again",
+            hint="keep the folder between runs and add --allow-local-state",
+        )
 
 
 def refuse_foreign(job: Job, made: Plan, overwrite: bool) -> None:
@@ -151,7 +168,7 @@ def carry_out(job: Job, made: Plan, mode: Mode) -> int:
     else:
         terminal.show_lines(view.result(job.spec, got))
     if received and got.stopped:
-        return Exit.TERMINATED if received[0] == signal.SIGTERM else Exit.INTERRUPTED
+        return Exit.INTERRUPTED if received[0] == signal.SIGINT else Exit.TERMINATED
     return exit_code(job, got)
 
 
@@ -172,10 +189,11 @@ def _run(
                 on_event=on_event,
                 lock_timeout_s=mode.lock_timeout_s,
                 max_jobs=mode.max_jobs,
+                retry=mode.retry,
             )
         except PlanStale:
             job.refresh()
-            again = job.plan(target=mode.target, replace=mode.replace)
+            again = job.plan(target=mode.target, replace=mode.replace, retry=mode.retry)
             if mode.submit and again.plan_id != made.plan_id and not mode.as_json:
                 click.echo("The state has moved on; the plan is now:")
                 print_plan(job, again)
@@ -217,9 +235,12 @@ def _signals(stop: Stop) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
         stop.requested = True
-        click.echo("\nStopping; jobs that were submitted go on. Once more ends at once.", err=True)
+        with suppress(OSError):
+            click.echo("\nStopping; jobs that were submitted go on. Once more ends at once.", err=True)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # SIGHUP: the terminal is gone, and nobody can be told, but the state is saved all the same.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield received
     finally:

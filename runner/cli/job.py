@@ -23,6 +23,7 @@ from runner.globs import Selector
 from runner.index import Index
 from runner.model import Action, Attempt, Change, Entry, Outcome, Plan, Spec, State
 from runner.render import Renderer, digest
+from runner.run import Event
 from runner.store import Store
 
 
@@ -78,6 +79,7 @@ class Job:
         *,
         target: Sequence[str] = (),
         replace: Sequence[str] = (),
+        retry: str = "transient",
         stat_cache: bool = True,
     ) -> Plan:
         """A plan from the state as it was read last, with a spool that lives as long as the job.
@@ -104,6 +106,7 @@ class Job:
                 selection=plan.Selection(
                     target=Selector("--target", target) if target else None,
                     replace=Selector("--replace", replace) if replace else None,
+                    retry=retry,
                 ),
             )
         if signatures:
@@ -172,9 +175,10 @@ class Job:
         submit: bool,
         wait: bool,
         stop: apply.Stop,
-        on_event: Callable[[apply.Event], None],
+        on_event: Callable[[Event], None],
         lock_timeout_s: float,
         max_jobs: int | None = None,
+        retry: str = "transient",
     ) -> apply.Result:
         """Carry a plan out."""
         settings = self.spec.backend
@@ -183,6 +187,9 @@ class Job:
             poll_interval_s=settings.poll_interval_s or backend.poll_interval_s,
             request_timeout_s=settings.request_timeout_s,
             settle_s=settings.settle_s,
+            max_enqueued_tokens=self.spec.max_enqueued_tokens,
+            retry=retry != "none",
+            stall_after_s=settings.stall_after_s,
             submit=submit,
             wait=wait,
             cleanup=self.spec.cleanup,

@@ -62,6 +62,13 @@ _SELECTION_OPTIONS = (
     click.option(
         "--replace", multiple=True, metavar="GLOB", help="Run these rows again, whatever is stored."
     ),
+    click.option(
+        "--retry",
+        type=click.Choice(["none", "transient", "all"]),
+        default="transient",
+        show_default=True,
+        help="Failures to take up again.",
+    ),
     click.option("--no-stat-cache", is_flag=True, help="Read every input, also those that look unchanged."),
 )
 

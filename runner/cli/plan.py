@@ -26,6 +26,7 @@ def command(
     verbose: bool,
     target: tuple[str, ...],
     replace: tuple[str, ...],
+    retry: str,
     no_stat_cache: bool,
     **given: Any,
 ) -> int:
@@ -33,7 +34,7 @@ def command(
     from runner.cli.job import Job
 
     with Job(pick_spec(given)) as job:
-        made = job.plan(target=target, replace=replace, stat_cache=not no_stat_cache)
+        made = job.plan(target=target, replace=replace, retry=retry, stat_cache=not no_stat_cache)
         if as_json:
             print_json(job, made, verbose=verbose)
         else:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -86,6 +87,11 @@ def colours(err: bool) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
+_ALWAYS_TOLD = frozenset(
+    {"refused", "ambiguous", "quarantined", "duplicate", "stranger", "late", "stalled", "principal"}
+)
+
+
 class Progress:
     """What happens during an apply, on stderr: plain lines, or a live line on a terminal."""
 
@@ -102,9 +108,14 @@ class Progress:
 
     def event(self, kind: str, token: str, text: str) -> None:
         """Show one event."""
-        if self._quiet and kind not in ("refused", "ambiguous", "quarantined", "duplicate"):
+        if self._quiet and kind not in _ALWAYS_TOLD:
             return
         line = f"{kind:<10} {token}  {text}" if token else f"{kind:<10} {text}"
+        # Where the terminal has gone, the run goes on: what it does is in the state.
+        with suppress(OSError):
+            self._show(kind, token, text, line)
+
+    def _show(self, kind: str, token: str, text: str, line: str) -> None:
         if self._live is None:
             click.echo(line, err=True)
             return

@@ -1,0 +1,129 @@
+"""Steps of an apply that watch jobs and take in what they bring.
+
+What came back is stored first, then its outcomes, then the root that names them; only then is
+anything deleted at the service.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+
+from runner.ingest import Collector, failed_as_a_whole
+from runner.model import Attempt, AttemptState, Job, JobState, Request
+from runner.run import Run
+from runner.shard import ShardWriter
+
+
+def poll(run: Run, attempt: Attempt) -> None:
+    """Look at a job and record what changed."""
+    job = run.backend.get(attempt.job_name)
+    run.looked_at[attempt.token] = run.clock.now()
+    if job.state is not attempt.job_state or job.state.terminal:
+        state = AttemptState.TERMINAL if job.state.terminal else attempt.state
+        run.ledger.replace(
+            attempt,
+            state=state,
+            job_state=job.state,
+            output_name=job.output_name,
+            error=job.error_message,
+            error_code=job.error_code,
+        )
+        words = f": {job.error_message}" if job.error_message else ""
+        run.event("job", attempt.token, f"{job.state.replace('_', ' ')}{words}")
+
+    waited_s = run.clock.now() - attempt.posted_at
+    if (
+        job.state is JobState.PENDING
+        and waited_s > run.policy.stall_after_s
+        and attempt.token not in run.stalled
+    ):
+        run.stalled.add(attempt.token)
+        run.event(
+            "stalled",
+            attempt.token,
+            f"{job.job_name} has been pending for {waited_s / 3600:.0f} hours; wait, or cancel it and"
+            " apply again (it is never sent twice by itself)",
+        )
+
+
+def collect(run: Run, attempt: Attempt) -> None:
+    """Store what came back, then its outcomes, then the root that names them."""
+    run.index.sync(run.ledger.state, run.ledger.attempts.values())
+    summary = run.index.ingested(attempt.token)
+    if summary is None:
+        collector = Collector(
+            attempt,
+            run.judge,
+            run.store.shard_lines(attempt.shard_id),
+            run.index.stored,
+            run.spec.failures.max_attempts,
+        )
+        if attempt.output_name:
+            _download(run, attempt, collector)
+        got = collector.finish()
+        summary = {"outcomes": got.outcomes, "strays": got.strays, "usage": got.usage}
+        name = run.store.put_outcomes(attempt.token, summary, got.lines)
+        run.ledger.save(replace(run.ledger.state, outcomes=(*run.ledger.state.outcomes, name)))
+        if attempt.token in run.wanted:
+            run.retry |= got.retryable
+    attempt = replace(attempt, outcomes=summary["outcomes"], strays=summary["strays"])
+    run.sent.update(summary["outcomes"])
+    run.usage.update(summary["usage"])
+    if failed_as_a_whole(attempt):
+        words = f"the job of {attempt.token} failed: {attempt.error}"
+        run.errors.append(words)
+    run.ledger.replace(attempt, state=AttemptState.COLLECTED)
+    run.event(
+        "collected", attempt.token, _counts_text(attempt.outcomes, attempt.strays), dict(attempt.outcomes)
+    )
+
+
+def _download(run: Run, attempt: Attempt, collector: Collector) -> None:
+    job = Job(
+        job_name=attempt.job_name,
+        display_name=attempt.token,
+        state=attempt.job_state or JobState.SUCCEEDED,
+        output_name=attempt.output_name,
+    )
+    run.store.put_responses(attempt.token, run.backend.output(job), collector.line)
+
+
+def clean(run: Run, attempt: Attempt) -> None:
+    """Delete what the spec's `cleanup` no longer wants at the service."""
+    if attempt.upload_name:
+        run.backend.delete_upload(attempt.upload_name)
+    if run.policy.cleanup == "all":
+        run.backend.delete(attempt.job_name)
+    run.ledger.replace(attempt, state=AttemptState.CLEANED)
+
+
+def repack(run: Run) -> None:
+    """Pack what is to be retried, in the order in which it was sent first."""
+    folder = tempfile.mkdtemp(dir=run.scratch)
+    writer = ShardWriter(Path(folder), run.spec.shards)
+    waiting, run.retry = run.retry, set()
+    adopted = sorted(a.shard_id for a in run.ledger.attempts.values() if a.token in run.wanted)
+    for shard_id in list(dict.fromkeys([*run.shards, *adopted])):
+        for line in run.store.shard_lines(shard_id) if waiting else ():
+            request_id = orjson.loads(line)["key"]
+            if request_id in waiting:
+                waiting.discard(request_id)
+                writer.add(Request(request_id, line + b"\n"))
+    for shard in writer.finish():
+        run.shards[shard.shard_id] = shard
+        run.todo.append(shard.shard_id)
+        run.event("retry", "", f"{shard.request_count:,} requests go into another job")
+
+
+def _counts_text(outcomes: Mapping[str, int], strays: Mapping[str, int]) -> str:
+    text = ", ".join(f"{count:,} {name}" for name, count in outcomes.items()) or "nothing came back"
+    if strays:
+        text += (
+            f" (besides: {', '.join(f'{count:,} {name}' for name, count in sorted(strays.items()))} lines)"
+        )
+    return text
