@@ -255,7 +255,7 @@ class Apply:
         try:
             match step:
                 case decide.Void(token):
-                    run.ledger.replace(attempts[token], state=AttemptState.VOID)
+                    submission.void(run, attempts[token])
                 case decide.Survey():
                     submission.survey(run)
                 case decide.Prepare():

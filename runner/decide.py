@@ -167,6 +167,7 @@ def decide(situation: Situation, policy: Policy, now: float) -> Step:
         for attempt in by_state.get(AttemptState.COLLECTED, []):
             return Clean(attempt.token)
 
+    blocked = False
     if policy.submit and not situation.halted:
         for attempt in prepared:
             return Post(attempt.token)
@@ -179,13 +180,15 @@ def decide(situation: Situation, policy: Policy, now: float) -> Step:
         room = len(submitted) < policy.max_jobs and _fits(submitted, situation, policy)
         if situation.todo and room and not posting:
             return Prepare()
+        blocked = bool(situation.todo) and not room
 
     waiting = [a for a in submitted if a.token in situation.wanted]
     for attempt in submitted:
         due = situation.looked_at.get(attempt.token, 0.0) + policy.poll_interval_s
         if due <= now:
             return Poll(attempt.token)
-        if attempt.token in situation.wanted:
+        # Jobs that nobody wants are waited for only where they take the place of others.
+        if attempt.token in situation.wanted or blocked:
             times.append(due)
     unsent = situation.todo if policy.submit and not situation.halted else 0
     if not waiting and not unsent and not times:

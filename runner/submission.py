@@ -17,6 +17,12 @@ from runner.model import Attempt, AttemptState, Job
 from runner.run import Run, clock_text
 
 
+def void(run: Run, attempt: Attempt) -> None:
+    """Give up an attempt that a dead run never posted; what a row wants of it is to be sent again."""
+    run.ledger.replace(attempt, state=AttemptState.VOID)
+    _send_again(run, attempt)
+
+
 def prepare(run: Run) -> None:
     """Begin an attempt for the next shard. Raises StateChanged where another run has begun it."""
     shard_id = run.todo[0]
@@ -149,10 +155,8 @@ def find(run: Run, attempt: Attempt) -> None:
                 run.ledger.replace(attempt, clean_listings=clean_listings)
         case decide.Abandon():
             run.ledger.replace(attempt, state=AttemptState.ABANDONED)
-            run.event("abandoned", attempt.token, "no job was made; submitted once more")
-            run.wanted.discard(attempt.token)
-            if run.policy.submit:
-                run.todo.insert(0, attempt.shard_id)
+            run.event("abandoned", attempt.token, "no job was made; to be submitted once more")
+            _send_again(run, attempt)
         case decide.Quarantine():
             run.quarantined.add(attempt.token)
             run.event("quarantined", attempt.token, "no job was found for the second time")
@@ -187,3 +191,9 @@ def survey(run: Run) -> None:
             run.event("duplicate", token, f"{job.job_name} is a second job; cancelled")
             run.backend.cancel(job.job_name)
     run.surveyed = True
+
+
+def _send_again(run: Run, attempt: Attempt) -> None:
+    if attempt.token in run.wanted:
+        run.wanted.discard(attempt.token)
+        run.todo.insert(0, attempt.shard_id)
