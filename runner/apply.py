@@ -19,7 +19,7 @@ from runner.decide import Policy, Situation
 from runner.errors import BackendError, PlanStale, StateError, StateLocked
 from runner.index import Index
 from runner.ledger import Ledger
-from runner.model import AttemptState, Json, Plan, Spec, State
+from runner.model import Json, Plan, Spec, State
 from runner.results import Judge
 from runner.run import Event, Run, clock_text
 from runner.store import Store
@@ -83,6 +83,7 @@ class Apply:
         lock_timeout_s: float = 0.0,
     ) -> None:
         self._resolved = resolved
+        self._plan = plan
         self._new_lineage = new_lineage
         self._stop = stop
         self._lock_timeout_s = lock_timeout_s
@@ -91,7 +92,6 @@ class Apply:
         self._outage_until = 0.0
         self._run = Run(
             spec=spec,
-            plan=plan,
             store=store,
             index=index,
             ledger=Ledger(store),
@@ -144,7 +144,7 @@ class Apply:
                 )
                 if isinstance(step, decide.Done):
                     # A run that only collects must not present an unsubmitted plan as its result.
-                    if step.complete and (run.policy.submit or not run.plan.shards):
+                    if step.complete and (run.policy.submit or not self._plan.shards):
                         return self._finish()
                     return self._result(complete=False)
                 if isinstance(step, decide.Sleep):
@@ -160,7 +160,7 @@ class Apply:
     def _begin(self) -> None:
         run, ledger = self._run, self._run.ledger
         ledger.open()
-        if ledger.basis() != run.plan.basis:
+        if ledger.basis() != self._plan.basis:
             raise PlanStale("the state has moved on since this plan was made", hint="plan again")
         if ledger.exists:
             live = any(attempt.state.live for attempt in ledger.attempts.values())
@@ -175,13 +175,13 @@ class Apply:
                 serial=0,
                 name=run.spec.name,
                 env=run.spec.env,
-                spec_digest=run.plan.spec_digest,
+                spec_digest=self._plan.spec_digest,
                 principal=run.backend.principal,
             )
-        run.store.put_spec(run.plan.spec_digest, self._resolved)
+        run.store.put_spec(self._plan.spec_digest, self._resolved)
         if run.policy.submit or not ledger.exists:
             ledger.save(
-                replace(ledger.state, spec_digest=run.plan.spec_digest, principal=run.backend.principal)
+                replace(ledger.state, spec_digest=self._plan.spec_digest, principal=run.backend.principal)
             )
 
     def _reload(self) -> None:
@@ -242,7 +242,7 @@ class Apply:
         """Write the rows snapshot and the destinations; the root names both at once."""
         run, ledger = self._run, self._run.ledger
         run.index.sync(ledger.state, ledger.attempts.values())
-        done = finish.write(run.spec, run.plan, ledger.state, run.store, run.index)
+        done = finish.write(run.spec, self._plan, ledger.state, run.store, run.index)
         ledger.save(replace(done.state, last_apply_at=run.clock.now()))
         done.absorb()
         result = self._result(complete=True)

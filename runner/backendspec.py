@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 from runner import shape
 from runner.errors import Diagnostic
+from runner.marks import Place
 from runner.model import BackendSpec
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
 from runner.units import seconds
-from runner.yamlfile import Place
 
 KINDS = ("local", "gemini")
 _DURATIONS = ("poll_interval_s", "request_timeout_s", "settle_s", "stall_after_s")

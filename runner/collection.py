@@ -39,6 +39,7 @@ def poll(run: Run, attempt: Attempt) -> None:
     waited_s = run.clock.now() - attempt.posted_at
     if (
         job.state is JobState.PENDING
+        and attempt.posted_at
         and waited_s > run.policy.stall_after_s
         and attempt.token not in run.stalled
     ):
@@ -97,7 +98,8 @@ def clean(run: Run, attempt: Attempt) -> None:
     """Delete what the spec's `cleanup` no longer wants at the service."""
     if attempt.upload_name:
         run.backend.delete_upload(attempt.upload_name)
-    if run.policy.cleanup == "all":
+    if run.policy.cleanup == "all" and attempt.posted_at:
+        # A job that was imported is another state's, and may still be needed there.
         run.backend.delete(attempt.job_name)
     run.ledger.replace(attempt, state=AttemptState.CLEANED)
 

@@ -7,6 +7,7 @@ what each input file looked like, so that a plan reads no file that did not chan
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,8 +72,16 @@ class Index:
             self._load_rows(rows_name)
         self.components = orjson.loads(self._meta("components") or "{}")
         known = int(self._meta("outcomes") or 0)
+        if known and self._meta("segments") != _names(state.outcomes[:known] if state else ()):
+            # Not the segments of before and some more: the root was restored or a row purged.
+            self._db.execute("DELETE FROM outcome")
+            self._db.execute("DELETE FROM token")
+            known = 0
         for number, name in enumerate(state.outcomes[known:] if state else (), known + 1):
             self._load_outcomes(name, number)
+        names = _names(state.outcomes if state else ())
+        if self._meta("segments") != names:
+            self._set_meta("segments", names)
         self._load_live([a for a in attempts if a.state.live])
 
     # ------------------------------------------------------------ lookups
@@ -225,8 +234,7 @@ class Index:
 
     def _create(self) -> sqlite3.Connection:
         if self._path is not None:
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            _unlink(self._path)
         db = rowtable.connect(self._path)
         if self._path is not None:
             db.execute("PRAGMA journal_mode=WAL")
@@ -246,6 +254,21 @@ class Index:
 
     def _set_meta(self, name: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def discard(store: Store) -> None:
+    """Delete the local index of a state; the next one is made from the state."""
+    if store.cache_folder is not None:
+        _unlink(store.cache_folder / "index.sqlite")
+
+
+def _unlink(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def _names(segments: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(segments).encode()).hexdigest()
 
 
 def trusted_before_ns() -> int:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runner.errors import Diagnostic, SpecInvalid
+from runner.marks import Place, locate
 from runner.shape import suggest
 from runner.tree import Tree
-from runner.yamlfile import Document, Place, locate, read
+from runner.yamlfile import Document, read
 
 MAX_PARENTS = 10
 _FIXED = frozenset({"version", "name", "variables", "environments", "extends", "allow_outside"})

@@ -16,11 +16,11 @@ import orjson
 
 from runner import response_schema
 from runner.errors import Diagnostic
+from runner.marks import Place, locate, nearest
 from runner.model import Json, Spec, Template
 from runner.shape import suggest
 from runner.templates import locate as locate_in_template
 from runner.variables import redact
-from runner.yamlfile import Place, locate, nearest
 
 if TYPE_CHECKING:
     from jinja2 import nodes

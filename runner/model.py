@@ -145,6 +145,8 @@ class Spec:
     failures: Failures = Failures()
     cleanup: str = "inputs"
     """`inputs`, `all` or `keep`."""
+    prevent_destroy: bool = False
+    """Whether a state that this spec was applied to is not to be destroyed."""
     lines: Mapping[str, int] = field(default_factory=dict)
     """1-based line of each top-level key in `path`, for the plan's view."""
     origin: Origin | None = field(default=None, compare=False, repr=False)
@@ -276,11 +278,13 @@ class Stored:
     usage: Mapping[str, int] = field(default_factory=dict)
     model_version: str = ""
     finish_reason: str = ""
+    accepted: bool = False
+    """A person took the outcome as final: it is not tried again."""
 
     @property
     def retryable(self) -> bool:
-        """Whether another attempt may end differently."""
-        return self.outcome in RETRYABLE
+        """Whether another attempt may end differently, and nobody said that it need not."""
+        return self.outcome in RETRYABLE and not self.accepted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -516,6 +520,7 @@ class Attempt:
     created_at: float
     upload_name: str = ""
     posted_at: float = 0.0
+    """When this state made the job, or tried to; 0 for a job of another state that was imported."""
     deferred_until: float = 0.0
     """Not to be posted again before; 0 where the service did not push back."""
     deferrals: int = 0

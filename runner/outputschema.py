@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from runner.marks import Place
 from runner.model import Json
 from runner.shape import expected, shown, suggest
-from runner.yamlfile import Place
 
 Report = Callable[[Place, str, str, str], None]
 """Takes the place in the schema, a code, a message and a hint."""
@@ -49,11 +49,11 @@ def _problems(schema: dict[str, Json]) -> Iterator[tuple[Place, str, str, str]]:
         yield _metaschema_problem(error)
     for place, keyword, value in _keywords(schema, ()):
         if keyword == "pattern" and isinstance(value, str) and not _compiles({"pattern": value}):
-            yield (*_bad_pattern((*place, "pattern"), value),)
+            yield _bad_pattern((*place, "pattern"), value)
         elif keyword == "patternProperties" and isinstance(value, Mapping):
             for pattern in value:
                 if not _compiles({"pattern": pattern}):
-                    yield (*_bad_pattern((*place, "patternProperties", pattern), pattern),)
+                    yield _bad_pattern((*place, "patternProperties", pattern), pattern)
         elif keyword in ("$ref", "$dynamicRef") and isinstance(value, str):
             if value.startswith("#"):
                 if not _resolves(schema, value):

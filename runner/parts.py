@@ -136,7 +136,7 @@ def dump_outcome(stored: Stored) -> bytes:
     if stored.ref is not None:
         ref = stored.ref
         body["ref"] = [ref.part, ref.member, ref.offset, ref.length]
-    for name in ("code", "message", "usage", "model_version", "finish_reason"):
+    for name in ("code", "message", "usage", "model_version", "finish_reason", "accepted"):
         value = getattr(stored, name)
         if value:
             body[name] = value
@@ -164,6 +164,7 @@ def load_outcome(line: bytes) -> Stored:
         usage=body.get("usage", {}),
         model_version=body.get("model_version", ""),
         finish_reason=body.get("finish_reason", ""),
+        accepted=body.get("accepted", False),
     )
 
 

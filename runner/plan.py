@@ -7,20 +7,16 @@ lookups, never a store or a backend.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import orjson
-
 from runner import rowtable
 from runner.errors import InputUnreadable
 from runner.globs import Selector
 from runner.model import (
-    COSTS,
     Action,
     BadRow,
     Basis,
@@ -34,7 +30,9 @@ from runner.model import (
     Stored,
     Wanted,
 )
-from runner.render import COMPONENTS, digest
+from runner.planspool import PlanSpool, twice
+from runner.render import digest
+from runner.rowclass import Verdict, judge_row, rerun_reasons
 from runner.rowtable import Glance, KnownRow
 from runner.shard import ShardWriter
 
@@ -42,8 +40,6 @@ Signature = tuple[int, int, int, int]
 """(byte size, mtime_ns, ctime_ns, inode) of an input file."""
 SAMPLE_COUNT = 3
 _OK = str(Outcome.OK)
-_BATCH = 500
-_INSERT_CHANGE = "INSERT INTO change VALUES (?,?,?,?,?,?,?,?,?)"
 _BAD_ROWS_SHOWN = 20
 
 
@@ -127,69 +123,6 @@ class Selection:
     """Failures taken up again: `none`, `transient` (those that may pass) or `all`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What becomes of a row: the action, its reasons, and the requests to send for it."""
-
-    action: Action
-    reasons: tuple[str, ...] = ()
-    pending: tuple[str, ...] = ()
-    live: tuple[str, ...] = ()
-    outcome: str = ""
-    """The row's class where it is settled."""
-
-
-def judge_row(
-    wanted: Sequence[Wanted],
-    stored: Mapping[str, Stored | None],
-    live: Mapping[str, str | None],
-    *,
-    known: bool,
-    same_requests: bool,
-    why: Callable[[], tuple[str, ...]],
-    max_attempts: int,
-    replaced: bool = False,
-    retry: str = "transient",
-) -> Verdict:
-    """The first class that fits, over all requests the row wants (the table of the design).
-
-    `why` gives the reasons of a rerun, asked only where they are needed.
-    """
-    ids = [w.request_id for w in wanted]
-    tokens = tuple(dict.fromkeys(t for i in ids if (t := live[i]) is not None))
-    if tokens:
-        return Verdict(Action.IN_FLIGHT, live=tokens)
-    if replaced:
-        return Verdict(Action.RERUN if known else Action.NEW, ("replace",) if known else (), tuple(ids))
-    found = {i: stored[i] for i in ids}
-
-    def is_settled(one: Stored) -> bool:
-        if retry == "all":
-            return one.outcome is Outcome.OK
-        return retry == "none" or not one.retryable or one.jobs >= max_attempts
-
-    settled = {i: s for i, s in found.items() if s is not None and is_settled(s)}
-    broken = [s for s in settled.values() if s.outcome is not Outcome.OK]
-    if broken:
-        first = min(broken, key=lambda s: list(Outcome).index(s.outcome))
-        return Verdict(Action.FAILED, (first.code or first.outcome,), outcome=first.outcome)
-    if len(settled) == len(found):
-        return Verdict(Action.UNCHANGED if same_requests else Action.REUSED, outcome=Outcome.OK)
-    pending = tuple(i for i in dict.fromkeys(ids) if i not in settled)
-    codes = tuple(dict.fromkeys(s.code or s.outcome for i in pending if (s := found[i]) is not None))
-    if codes:
-        return Verdict(Action.RETRY, codes, pending)
-    return Verdict(Action.RERUN, why(), pending) if known else Verdict(Action.NEW, (), pending)
-
-
-def rerun_reasons(before: Mapping[str, str], now: Mapping[str, str], *, same_input: bool) -> tuple[str, ...]:
-    """The components that differ, by name, in a fixed order; `input` last, and where nothing else is left."""
-    names = [name for name in COMPONENTS if before.get(name) != now.get(name)]
-    if not same_input or not names:
-        names.append("input")
-    return tuple(names)
-
-
 def make(
     spec: Spec,
     *,
@@ -215,10 +148,13 @@ def make(
         InputUnreadable: two inputs share a key, or (RowsUnreadable) rows cannot be sent.
     """
     planner = _Planner(spec, renderer, history, workspace, read, selection, trusted_before_ns)
-    for entry in entries:
-        planner.add(entry)
-    planner.finish_rows()
-    return planner.plan(basis, spec_digest, judge_digest, destinations), planner.signatures
+    try:
+        for entry in entries:
+            planner.add(entry)
+        planner.finish_rows()
+        return planner.plan(basis, spec_digest, judge_digest, destinations), planner.signatures
+    finally:
+        planner.close()
 
 
 class _Planner:
@@ -241,10 +177,7 @@ class _Planner:
         self._moved = False
         self._components = dict(renderer.components)
         self._components_id = digest(self._components)
-        self._path = workspace / "plan.sqlite"
-        self._db: sqlite3.Connection | None = None
-        self._rows: list[KnownRow] = []
-        self._changes: list[tuple[str | int, ...]] = []
+        self._spool = PlanSpool(workspace / "plan.sqlite", history.rows)
         self._writer = ShardWriter(workspace, spec.shards)
         self._cursor = history.glances()
         self._head = next(self._cursor, None)
@@ -252,6 +185,7 @@ class _Planner:
         self._settled = history.settled
         self._quick = self._settled and selection == Selection()
         """Whether a row that looks as it did needs no further look."""
+        self._retry_all = selection.retry == "all"
         self._ordinal = 0
         self._glanced = 0
         """Rows that were unchanged at a glance; in no other count until the end."""
@@ -269,6 +203,7 @@ class _Planner:
         head = self._head
         if (
             self._quick
+            and not self._spool.begun
             and head is not None
             and head[1] == entry.key
             and head[0] == self._ordinal
@@ -296,7 +231,7 @@ class _Planner:
             and prior.components == self._components_id
             and not prior.problem
         ):
-            if self._settled and rowtable.final(prior.outcome) and not replaced:
+            if self._settled and rowtable.final(prior.outcome) and not replaced and not self._retry_all:
                 self._same(prior)
                 return
             self._wanted(entry, prior, prior.wanted, prior.input, None, replaced)
@@ -341,9 +276,7 @@ class _Planner:
         )
         if verdict.live:
             self._tokens.update(verdict.live)
-            self._spool().executemany(
-                "INSERT OR IGNORE INTO wanted_live VALUES (?)", ((w.request_id,) for w in wanted)
-            )
+            self._spool.want_live(self._ordinal, (w.request_id for w in wanted))
         if verdict.pending and request is None:
             # Known by its signature, so never read; its bytes are needed after all.
             row = self._read(entry)
@@ -380,13 +313,10 @@ class _Planner:
 
     def _pend(self, key: str, request: Request) -> str:
         """Put a request into the shards once; the key that wanted it before, if another did."""
-        db = self._spool()
-        taken = db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?)", (request.request_id, key))
-        if taken.rowcount:
+        wanted_by = self._spool.pend(self._ordinal, request.request_id, key)
+        if not wanted_by:
             self._writer.add(request)
-            return ""
-        found = db.execute("SELECT key FROM pending WHERE request_id = ?", (request.request_id,)).fetchone()
-        return str(found[0])
+        return wanted_by
 
     def _bad_row(self, entry: Entry, prior: KnownRow | None, bad: BadRow) -> None:
         self._bad_count += 1
@@ -409,8 +339,8 @@ class _Planner:
     def _same(self, prior: KnownRow) -> None:
         self._settle(prior.outcome)
         self._moved |= prior.ordinal != self._ordinal
-        if self._db is not None or prior.ordinal != self._ordinal:
-            self._insert(prior._replace(ordinal=self._ordinal))
+        if self._spool.begun or prior.ordinal != self._ordinal:
+            self._spool.add(prior._replace(ordinal=self._ordinal))
         self._ordinal += 1
 
     def _settle(self, outcome: str) -> None:
@@ -425,7 +355,7 @@ class _Planner:
         if prior is not None:
             if prior.outcome and not rowtable.final(prior.outcome):
                 self._counts[Action.UNCHANGED] += 1
-                self._insert(prior._replace(ordinal=self._ordinal))
+                self._spool.add(prior._replace(ordinal=self._ordinal))
                 self._ordinal += 1
                 return
             self._same(prior)
@@ -435,62 +365,16 @@ class _Planner:
         self._moved |= prior is not None and prior.ordinal != now.ordinal
         if verdict.action is Action.FAILED:
             self._failed[verdict.outcome] += 1
-        unmoved = prior is not None and prior.ordinal == now.ordinal and self._db is None
+        unmoved = prior is not None and prior.ordinal == now.ordinal and not self._spool.begun
         if unmoved and prior is not None and _alike(prior, now):
             if now.signature is not None and prior.signature != now.signature:
                 self.signatures.append((now.key, now.signature))
             self._ordinal += 1
             return
-        self._insert(now)
+        self._spool.add(now)
         self._ordinal += 1
         if verdict.action is not Action.UNCHANGED:
-            self._change(now, verdict.action, verdict.reasons, "", same_as)
-
-    # ------------------------------------------------------------ the spool
-
-    def _spool(self) -> sqlite3.Connection:
-        """The spool, begun at the first row that differs and filled with those before it."""
-        if self._db is None:
-            self._quick = False
-            self._db = rowtable.connect(self._path)
-            self._db.executescript(rowtable.ROW_SCHEMA + rowtable.CHANGE_SCHEMA)
-            self._db.execute("BEGIN")
-            if self._ordinal:
-                before = (r for r in self._history.rows() if r.ordinal < self._ordinal)
-                rowtable.insert(self._db, _until(before, self._ordinal))
-        return self._db
-
-    def _insert(self, row: KnownRow) -> None:
-        self._spool()
-        self._rows.append(row)
-        if len(self._rows) >= _BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Write buffered rows and changes; one statement for many is several times faster."""
-        if self._db is None:
-            return
-        self._db.executemany(_INSERT_CHANGE, self._changes)
-        self._changes = []
-        rows, self._rows = self._rows, []
-        try:
-            rowtable.insert(self._db, rows)
-        except sqlite3.IntegrityError:
-            for position, row in enumerate(rows):
-                if rowtable.row(self._db, row.key) or any(r.key == row.key for r in rows[:position]):
-                    raise _twice(row.key) from None
-            raise
-
-    def _change(
-        self, row: KnownRow, action: Action, reasons: tuple[str, ...], was: str, same_as: str
-    ) -> None:
-        self._spool()
-        self._changes.append(
-            (
-                row.key, row.ordinal, action, orjson.dumps(reasons).decode(), row.requests, was, same_as,
-                row.input, row.components,
-            )
-        )  # fmt: skip
+            self._spool.change(now, verdict.action, verdict.reasons, same_as)
 
     def _match(self, key: str) -> KnownRow | None:
         """The prior row of this key. Rows usually come in the order they had, so look there first."""
@@ -504,7 +388,7 @@ class _Planner:
             self._cursor = self._history.glances(found.ordinal + 1)
             self._head = next(self._cursor, None)
         if self._seen[found.ordinal]:
-            raise _twice(key)
+            raise twice(key)
         self._seen[found.ordinal] = 1
         return found
 
@@ -520,50 +404,27 @@ class _Planner:
                 self._keep(gone)
             else:
                 self._counts[Action.REMOVED] += 1
-                self._change(gone._replace(ordinal=self._ordinal), Action.REMOVED, (), "", "")
+                self._spool.change(gone._replace(ordinal=self._ordinal), Action.REMOVED)
         for selector in (target, self._selection.replace):
             if selector is not None:
                 selector.check()
-        self._flush()
+        self._spool.flush()
         if self._counts[Action.REMOVED]:
-            self._find_renames()
+            self._spool.pair_renames(self._pair)
 
     def _unseen(self) -> Iterator[KnownRow]:
         return (row for row in self._history.rows() if not self._seen[row.ordinal])
 
-    def _find_renames(self) -> None:
-        """Pair removed rows with rows that appeared with the same input, in key order."""
-        db = self._spool()
-        db.execute("CREATE INDEX change_input ON change(input, action)")
-        gone = (
-            "SELECT key, components FROM change WHERE input = ? AND action = 'removed' ORDER BY key LIMIT 1"
-        )
-        appeared = db.execute(
-            "SELECT key, action, input FROM change WHERE action IN ('new', 'reused')"
-            " AND input IN (SELECT input FROM change WHERE action = 'removed') ORDER BY ordinal"
-        ).fetchall()
-        for key, action, input_digest in appeared:
-            found = db.execute(gone, (input_digest,)).fetchone()
-            if found is None or self._history.row(key) is not None:
-                continue
-            was, components = found
-            db.execute("DELETE FROM change WHERE key = ?", (was,))
-            self._counts[Action.REMOVED] -= 1
-            reasons: tuple[str, ...] = ()
-            if action == Action.NEW:
-                before = self._history.components.get(components, {}).get("digests", {})
-                reasons = rerun_reasons(before, self._components, same_input=True)
-                self._counts[Action.NEW] -= 1
-                self._counts[Action.RERUN] += 1
-            db.execute(
-                "UPDATE change SET action = ?, reasons = ?, was = ? WHERE key = ?",
-                (
-                    Action.RERUN if action == Action.NEW else Action.REUSED,
-                    orjson.dumps(reasons).decode(),
-                    was,
-                    key,
-                ),
-            )
+    def _pair(self, appeared: Change, was: str, components: str) -> tuple[str, ...] | None:
+        if self._history.row(appeared.key) is not None:
+            return None
+        self._counts[Action.REMOVED] -= 1
+        if appeared.action is not Action.NEW:
+            return ()
+        self._counts[Action.NEW] -= 1
+        self._counts[Action.RERUN] += 1
+        before = self._history.components.get(components, {}).get("digests", {})
+        return rerun_reasons(before, self._components, same_input=True)
 
     def plan(
         self,
@@ -575,17 +436,11 @@ class _Planner:
         shards = self._writer.finish()
         reasons: Counter[tuple[Action, tuple[str, ...]]] = Counter()
         samples: dict[Action, list[Change]] = {}
-        wanted_live = 0
-        if self._db is not None:
-            self._db.execute("COMMIT")
-            wanted_live = self._db.execute("SELECT count(*) FROM wanted_live").fetchone()[0]
-            for change in rowtable.changes(self._db):
-                reasons[change.action, change.reasons] += 1
-                if len(samples.setdefault(change.action, [])) < SAMPLE_COUNT:
-                    samples[change.action].append(change)
-                self._hash.update(f"{change.action} {change.key} {change.request_ids}\n".encode())
-            self._db.close()
-        rows_differ = self._db is not None
+        for change in self._spool.changes():
+            reasons[change.action, change.reasons] += 1
+            if len(samples.setdefault(change.action, [])) < SAMPLE_COUNT:
+                samples[change.action].append(change)
+            self._hash.update(f"{change.action} {change.key} {change.request_ids}\n".encode())
         plan = Plan(
             basis=basis,
             spec_digest=spec_digest,
@@ -598,15 +453,19 @@ class _Planner:
             samples={action: tuple(found) for action, found in samples.items()},
             failed=dict(self._failed),
             shards=shards,
-            rows_path=self._path if rows_differ else None,
+            rows_path=self._spool.path if self._spool.begun else None,
             reexport=_reexport(basis, judge_digest, destinations, self._moved),
             live_tokens=frozenset(self._tokens),
-            superseded_count=self._history.live_count - wanted_live,
+            superseded_count=self._history.live_count - self._spool.wanted_live_count(),
             refusals=self._refusals(),
             prior_row_count=self._history.row_count,
             plan_id="",
         )
         return replace(plan, plan_id=_plan_id(plan, self._hash.hexdigest()))
+
+    def close(self) -> None:
+        self._spool.close()
+        self._writer.close()
 
     def _refusals(self) -> tuple[str, ...]:
         guards = self._spec.guards
@@ -624,10 +483,6 @@ class _Planner:
         return tuple(out)
 
 
-def _twice(key: str) -> InputUnreadable:
-    return InputUnreadable(f"two inputs have the key {key!r}", hint="make the globs of the sources disjoint")
-
-
 def _alike(prior: KnownRow, now: KnownRow) -> bool:
     settled = (prior.outcome == now.outcome) or (not prior.outcome and not now.outcome)
     return (prior.requests, prior.input, prior.components, prior.problem) == (
@@ -636,13 +491,6 @@ def _alike(prior: KnownRow, now: KnownRow) -> bool:
         now.components,
         now.problem,
     ) and settled
-
-
-def _until(rows: Iterable[KnownRow], ordinal: int) -> Iterator[KnownRow]:
-    for row in rows:
-        if row.ordinal >= ordinal:
-            return
-        yield row
 
 
 def _reexport(
@@ -676,8 +524,3 @@ def _plan_id(plan: Plan, changes: str) -> str:
         list(plan.reexport),
     ]
     return digest(content)
-
-
-def costs(action: Action) -> bool:
-    """Whether a row of this action makes a request."""
-    return action in COSTS

@@ -16,7 +16,7 @@ from runner.clock import Clock
 from runner.decide import Policy
 from runner.index import Index
 from runner.ledger import Ledger
-from runner.model import Json, Plan, PlannedShard, Spec
+from runner.model import Json, PlannedShard, Spec
 from runner.results import Judge
 from runner.store import Store
 
@@ -37,7 +37,6 @@ class Run:
     """One apply, as its steps see it."""
 
     spec: Spec
-    plan: Plan
     store: Store
     index: Index
     ledger: Ledger

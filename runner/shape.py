@@ -13,10 +13,11 @@ from typing import Any
 import orjson
 
 from runner import __version__
+from runner.marks import Place
 from runner.model import Json
 from runner.schemafile import schema_path
 from runner.tree import Tree
-from runner.yamlfile import Place, kind
+from runner.yamlnodes import kind
 
 _REFERENCE = rb"\\$\\{"
 _NEVER = r"[^\s\S]"
@@ -26,9 +27,7 @@ _STAND_IN = (_NEVER, r"\$\{")
 # Keys and values that the format has and this version does not build. They are refused by name:
 # a spec that says `rollout` must never run without one. List positions are written `*`.
 _LATER_KEYS: Mapping[tuple[str, ...], frozenset[str]] = {
-    (): frozenset(
-        {"contents", "attachments", "pdf", "embed_content_config", "samples", "rollout", "lifecycle"}
-    ),
+    (): frozenset({"contents", "attachments", "pdf", "embed_content_config", "samples", "rollout"}),
     ("backend",): frozenset({"project", "location", "staging_uri", "mode", "retry_min_s", "retry_max_s"}),
     ("inputs",): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "bigquery", "id"}),
     ("inputs", "*"): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "bigquery", "id"}),
@@ -38,6 +37,7 @@ _LATER_KEYS: Mapping[tuple[str, ...], frozenset[str]] = {
     ("concurrency",): frozenset({"max_uploads"}),
     ("guards",): frozenset({"max_cost_usd", "max_cost_per_request_usd"}),
     ("failures",): frozenset({"retry", "remedies", "repair"}),
+    ("lifecycle",): frozenset({"ignore_changes"}),
 }
 _LATER_VALUES: Mapping[tuple[str, ...], frozenset[str]] = {
     ("backend",): frozenset({"vertex"}),

@@ -49,6 +49,11 @@ class ShardWriter:
             self._close()
         return tuple(self._shards)
 
+    def close(self) -> None:
+        """Close a shard that was begun and is not wanted any more."""
+        if self._file is not None:
+            self._file.close()
+
     def _close(self) -> None:
         assert self._file is not None
         self._file.close()

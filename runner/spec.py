@@ -21,6 +21,7 @@ import orjson
 
 from runner import backendspec, globs, layers, outputschema, shape, templates, yamlfile
 from runner.errors import Diagnostic, SpecInvalid
+from runner.marks import Place, locate
 from runner.model import (
     BYTES_PER_TOKEN,
     BackendSpec,
@@ -36,7 +37,6 @@ from runner.specpaths import SpecPaths
 from runner.tree import Origin, Tree
 from runner.units import byte_count
 from runner.variables import Values, fill, redact, resolve, seal, sealed
-from runner.yamlfile import Place
 
 MAX_REQUESTS = 50_000
 """Default for `shards.max_requests`."""
@@ -163,6 +163,7 @@ class _Builder:
             guards=Guards(**guards),
             failures=Failures(**failures),
             cleanup=get("cleanup") or "inputs",
+            prevent_destroy=get("lifecycle", "prevent_destroy") or False,
             lines=self._lines(),
             origin=Origin(self.tree.marks, frozenset(self.tree.used), self.variables),
         )
@@ -313,7 +314,7 @@ class _Builder:
             return None
 
         def report(at: Place, code: str, message: str, hint: str) -> None:
-            found = yamlfile.locate(document.marks, at, code=code, message=message, hint=hint)
+            found = locate(document.marks, at, code=code, message=message, hint=hint)
             self.tree.add(("output_schema",), found)
 
         outputschema.check(document.value, report)
@@ -346,6 +347,9 @@ def resolved(spec: Spec) -> dict[str, Json]:
     # Where the spec and its state lie is this machine's affair.
     for key in ("path", "lines", "state", "sensitive", "origin"):
         del values[key]
+    if not spec.prevent_destroy:
+        # A key of a later version: where it is left out, the digest stays what it was.
+        del values["prevent_destroy"]
     if spec.backend.faults is not None:
         values["backend"]["faults"] = _portable(spec.backend.faults, folder)
     if not spec.backend.paid:

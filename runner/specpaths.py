@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from runner import yamlfile
+from runner.marks import Place, Source
 from runner.shape import not_built
 from runner.tree import Tree
-from runner.yamlfile import Place, Source
 
 
 class SpecPaths:

@@ -8,9 +8,10 @@ are upgraded while reading, newer ones are refused.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -58,6 +59,20 @@ def load_attempt(data: bytes, name: str) -> Attempt:
 def token(lineage: str, shard_id: str, number: int) -> str:
     """The name of one submission: `gb1-<lineage8>-<shard_id16>-a<N>`, at most 40 characters."""
     return f"gb1-{lineage[:8]}-{shard_id[:16]}-a{number}"
+
+
+class TokenParts(NamedTuple):
+    """What a token says: the beginnings of lineage and shard id, and the number of the attempt."""
+
+    lineage: str
+    shard: str
+    number: int
+
+
+def parse_token(text: str) -> TokenParts | None:
+    """The parts of a token, None for a text that is none."""
+    match = re.fullmatch(r"gb1-([0-9a-f]{8})-([0-9a-f]{16})-a([1-9][0-9]{0,5})", text)
+    return TokenParts(match[1], match[2], int(match[3])) if match else None
 
 
 def _dump(kind: str, body: Mapping[str, Any]) -> bytes:

@@ -83,13 +83,38 @@ class Store:
         for old in list(self.blobs.list("history/"))[:-HISTORY_COUNT]:
             self.blobs.delete(old)
 
+    def history(self) -> Iterator[tuple[str, State, str]]:
+        """Each old root as (name, root, version), oldest first. Raises StateUnreadable."""
+        for name in list(self.blobs.list("history/")):
+            data, version = self.blobs.read(name)
+            yield name, statefile.load_state(data, f"{self.label}/{name}"), version
+
     def lock(self, operation: str, now: str, timeout_s: float) -> AbstractContextManager[None]:
         """Hold the state's lock for a block. Raises StateLocked naming the holder."""
         import os
+        import secrets
         import socket
 
-        holder = {"operation": operation, "pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        holder = {
+            "id": secrets.token_hex(4),
+            "operation": operation,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": now,
+        }
         return self.blobs.lock(LOCK, orjson.dumps(holder) + b"\n", timeout_s)
+
+    def lock_holder(self) -> dict[str, Json] | None:
+        """What the holder of the lock says of itself; None where nobody holds it."""
+        words = self.blobs.read_lock(LOCK)
+        if words is None:
+            return None
+        try:
+            said = orjson.loads(words)
+        except orjson.JSONDecodeError:
+            # It has the lock and has not said who it is yet.
+            said = None
+        return said if isinstance(said, dict) else {}
 
     # ------------------------------------------------------------ attempts
 
@@ -147,9 +172,27 @@ class Store:
             with path.open("rb") as lines:
                 self._create_if_absent(name, parts.compress(lines))
 
+    def put_shard_rest(self, shard_id: str, lines: Iterable[bytes]) -> str:
+        """Keep what a purge leaves of a shard, and return its name.
+
+        Never under the shard's own name: that stands for all that was submitted.
+        """
+        number = self._next_number(f"shards/{shard_id}.")
+        name = f"shards/{shard_id}.{number}.jsonl.gz"
+        self.blobs.create_from(name, parts.compress(lines))
+        return name
+
+    def shard_name(self, shard_id: str) -> str:
+        """Where a shard lies: as it was submitted, else what the last purge left of it."""
+        name = f"shards/{shard_id}.jsonl.gz"
+        if self.blobs.exists(name):
+            return name
+        left = self._next_number(f"shards/{shard_id}.") - 1
+        return f"shards/{shard_id}.{left}.jsonl.gz" if left else name
+
     def shard_lines(self, shard_id: str) -> Iterator[bytes]:
         """The lines of a shard as they were submitted, without newlines."""
-        return self._lines(f"shards/{shard_id}.jsonl.gz")
+        return self._lines(self.shard_name(shard_id))
 
     def put_rows(self, lines: Iterable[bytes]) -> str:
         """Write a rows snapshot and return its name."""
@@ -163,10 +206,14 @@ class Store:
             yield header
             yield from outcomes
 
-        return self._append("outcomes", lines())
+        return self.put_segment(lines())
+
+    def put_segment(self, lines: Iterable[bytes]) -> str:
+        """Write an outcomes segment of which the first line is its header, and return its name."""
+        return self._append("outcomes", lines)
 
     def lines(self, name: str) -> Iterator[bytes]:
-        """The lines of a rows or outcomes part; the first is its header."""
+        """The lines of a part; the first of a rows or outcomes part is its header."""
         return self._lines(name)
 
     def put_responses(

@@ -73,6 +73,8 @@ def _came_back(chapter: Chapter) -> list[str]:
     lines = [f"  outcome: {stored.outcome}{code}"]
     if stored.message:
         lines.append(f"  because: {stored.message}")
+    if stored.accepted:
+        lines.append("  accepted: taken as final, not tried again")
     if stored.finish_reason:
         lines.append(f"  finish reason: {stored.finish_reason}")
     if stored.model_version:

@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 from runner.errors import Diagnostic
+from runner.marks import Mark, Place, Source
 from runner.model import Template
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
-from runner.yamlfile import Mark, Place, Source
 
 
 def read(tree: Tree, paths: SpecPaths, key: str) -> Template | None:

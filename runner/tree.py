@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import Diagnostic
-from runner.yamlfile import Mark, Place, locate
+from runner.marks import Mark, Place, locate
 
 if TYPE_CHECKING:
     from runner.variables import Values

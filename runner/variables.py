@@ -15,10 +15,11 @@ from typing import Any
 import orjson
 
 from runner.errors import Diagnostic
+from runner.marks import Mark, Place, locate, nearest
 from runner.model import Json
 from runner.shape import shown, suggest
 from runner.tree import Tree
-from runner.yamlfile import Document, Mark, Place, locate, nearest
+from runner.yamlfile import Document
 
 PREFIX = "GBRUN_VAR_"
 DEFAULT_ENV = "default"

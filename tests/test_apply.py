@@ -383,17 +383,10 @@ def test_two_jobs_of_one_token_are_one_after_adoption(world: World) -> None:
     assert states == {JobState.SUCCEEDED: 1, JobState.CANCELLED: 1}
 
 
-VOIDED_IS_LOST = pytest.mark.xfail(
-    strict=True,
-    reason="apply: the shard of a voided (in `wait`, abandoned) attempt is not put back into what is to do",
-)
-
-
 class Died(BaseException):
     """A run that ends at this point, as if killed."""
 
 
-@VOIDED_IS_LOST
 @pytest.mark.parametrize("count", [2, 6])
 def test_an_attempt_that_a_dead_run_prepared_is_voided_and_made_again(
     new_world: Callable[..., World], count: int
@@ -409,7 +402,6 @@ def test_an_attempt_that_a_dead_run_prepared_is_voided_and_made_again(
     assert set(world.tokens().values()) == {1}
 
 
-@VOIDED_IS_LOST
 @pytest.mark.parametrize("step", ["upload.before", "create.before"])
 def test_a_run_that_only_collects_does_not_call_unsent_rows_done(
     new_world: Callable[..., World], step: str
@@ -649,7 +641,6 @@ def test_a_stop_before_the_first_step_submits_nothing(world: World) -> None:
     assert world.service.created_at == []
 
 
-@pytest.mark.xfail(strict=True, reason="decide: with superseded jobs in every place, a waiting apply ends")
 def test_jobs_that_nobody_wants_any_more_take_up_room_until_they_end(new_world: Callable[..., World]) -> None:
     world = new_world(count=2, running_s=3600.0)
     world.run(wait=False)
@@ -677,7 +668,6 @@ def test_a_loss_whose_upload_is_gone_too_is_not_looked_for_without_end(
 # ---------------------------------------------------------------- every step
 
 
-@VOIDED_IS_LOST
 def test_death_before_and_after_every_call_never_makes_a_second_job(
     tmp_path: Path, new_clock: Callable[[], Any]
 ) -> None:

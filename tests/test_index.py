@@ -191,6 +191,13 @@ def test_another_lineage_begins_anew(store: Store, state: State) -> None:
     assert (other["count"], other["stored"], other["components"]) == (0, [None] * 3, {})
 
 
+def test_outcomes_of_another_lineage_are_not_taken_over(store: Store, state: State) -> None:
+    answers(store, state)
+    other = answers(store, replace(state, lineage=LINEAGE[::-1], outcomes=state.outcomes[:1]))
+
+    assert other["outcome"] == ["ok", "ok", ""]
+
+
 def test_no_state_is_empty(store: Store, state: State) -> None:
     answers(store, state)
     index = Index(store)

@@ -27,7 +27,7 @@ ORDER = words("""
     blobs blobs.local blobs.memory
     diagnostics schemafile
     sandbox response_schema
-    yamlfile tree shape layers variables specpaths templates outputschema backendspec spec
+    marks yamlnodes yamlfile tree shape layers variables specpaths templates outputschema backendspec spec
     lints specformat
     inputs.files inputs
     render shard rowtable plan causes
@@ -38,7 +38,7 @@ ORDER = words("""
     emulator.operations emulator.rows emulator.service emulator.worker emulator.handler emulator.server
     emulator.foreground emulator.__main__ emulator.process
     backends backends.memory backends.gemini backends.local backends.retry
-    decide apply
+    decide principal ledger run submission collection finish apply
     events view story
     cli.options cli.terminal cli cli.__main__ cli.job cli.init cli.schema cli.fmt cli.emulator cli.validate
     cli.render cli.plan cli.apply cli.status cli.wait cli.export cli.show cli.state

@@ -43,10 +43,6 @@ def past(tmp_path: Path) -> Iterator[Past]:
     found = Past(tmp_path)
     yield found
     found.close()
-    with warnings.catch_warnings():
-        # A plan that was stopped leaves its shard open; see the test that says so.
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def after(past: Past, documents: Any = DOCS, spec: Spec | None = None, **ends: Outcome) -> Past:
@@ -382,9 +378,6 @@ def test_a_bad_row_stops_the_plan(past: Past) -> None:
     assert "on_bad_row: skip" in caught.value.hint
 
 
-@pytest.mark.xfail(
-    strict=True, reason="plan.make closes neither the open shard nor the spool where it raises"
-)
 def test_a_plan_that_is_stopped_leaves_no_file_open(past: Past) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
@@ -676,6 +669,12 @@ def test_a_plan_does_not_depend_on_where_it_is_made(documents: Any, spec: Spec) 
             past.close()
 
     assert ids[0] == ids[1]
+
+
+def test_a_plan_id_changes_with_the_shards(past: Past) -> None:
+    one, two = (make_spec(shards=ShardLimits(max_requests=n, max_bytes=10_000)) for n in (1, 2))
+
+    assert past.plan(DOCS, one).plan_id != past.plan(DOCS, two).plan_id
 
 
 def test_a_plan_id_changes_with_the_state_it_was_made_from(past: Past) -> None:

@@ -504,8 +504,8 @@ def nothing_twice(project: Any) -> None:
 
 
 @pytest.mark.xfail(
-    strict=False,  # depends on the instant; `test_apply` shows it each time
-    reason="apply: the shard of a voided attempt does not go back to what is to do: rows held_back, exit 4",
+    strict=False,  # depends on the instant
+    reason="killed between the records and the state that names them: see the next test",
 )
 def test_killed_at_any_instant_the_next_apply_goes_on(new_project: Callable[..., Any], gbrun: Any) -> None:
     calm = new_project("calm")
@@ -536,6 +536,32 @@ def test_killed_at_any_instant_the_next_apply_goes_on(new_project: Callable[...,
         assert project.shards() == calm.shards()
         wants_nothing(project)
     assert landed[True] >= 4, "too few of the kills met a running apply"
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the destination is renamed before the root names it: then refused as foreign"
+)
+def test_killed_between_the_records_and_the_state_that_names_them(
+    project: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Died(BaseException):
+        pass
+
+    def die(folder: Path) -> None:
+        raise Died
+
+    project.gbrun = cli
+    project.inputs(2)
+    project.spec()
+    with monkeypatch.context() as patch:
+        # What follows the rename of the records.
+        patch.setattr("runner.outputs.jsonl.sync_folder", die)
+        with pytest.raises(Died):
+            project.apply()
+    assert len(project.records()) == 2
+    project.apply()
+    assert len(project.jobs()) == 1
+    wants_nothing(project)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(project: Any, gbrun: Any, wait_for: Any) -> None:

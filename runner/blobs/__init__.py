@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from runner.errors import StateError, StateLocked, UsageInvalid
@@ -27,6 +28,16 @@ class BlobExists(StateError):
 
 class BlobChanged(StateError):
     """A replace-if-unchanged found other bytes, or none, under this name; they were left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A write that was begun and has no name of its own yet."""
+
+    name: str
+    """Where its bytes lie; no name of a blob."""
+    byte_count: int
+    modified_s: float
 
 
 class Blobs(Protocol):
@@ -56,6 +67,10 @@ class Blobs(Protocol):
         """Whether there is something under this name."""
         ...
 
+    def modified_s(self, name: str) -> float:
+        """When it was written, in seconds since the epoch. Raises `BlobMissing`."""
+        ...
+
     def create(self, name: str, data: bytes) -> str:
         """Create and return the version; of racing callers one wins. Raises `BlobExists`."""
         ...
@@ -81,6 +96,14 @@ class Blobs(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove what is under this name; nothing there is no error."""
+        ...
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Writes that were begun: those under way, and what a killed process left of its own."""
+        ...
+
+    def delete_unfinished(self, name: str) -> None:
+        """Remove an unfinished write by the name that `unfinished` gave it."""
         ...
 
     def lock(self, name: str, holder: bytes, timeout_s: float) -> AbstractContextManager[None]:

@@ -18,10 +18,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from runner.blobs import BlobChanged, BlobExists, BlobMissing, check_name, locked, version_of
-from runner.errors import StateError
+from runner.blobs import (
+    BlobChanged,
+    BlobExists,
+    BlobMissing,
+    Unfinished,
+    check_name,
+    locked,
+    version_of,
+)
+from runner.errors import StateError, UsageInvalid
 
 _LOCK_POLL_S = 0.05
+_TEMPORARY = ".tmp-"
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -62,6 +71,12 @@ class LocalBlobs:
             path.stat()
             return True
         return False
+
+    def modified_s(self, name: str) -> float:
+        """See `Blobs.modified_s`."""
+        path = self._path(name)
+        with _failing("read", path):
+            return path.stat().st_mtime
 
     def create(self, name: str, data: bytes) -> str:
         """See `Blobs.create`."""
@@ -119,6 +134,22 @@ class LocalBlobs:
         if not self.exists(name):
             return
         with suppress(BlobMissing), _failing("delete", path), self._swapping():
+            path.unlink()
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """See `Blobs.unfinished`."""
+        for path in sorted(self.root.glob(f"**/{_TEMPORARY}*")):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                yield Unfinished(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime)
+
+    def delete_unfinished(self, name: str) -> None:
+        """See `Blobs.delete_unfinished`."""
+        folder, slash, last = name.rpartition("/")
+        if not last.startswith(_TEMPORARY):
+            raise UsageInvalid(f"{name!r} is no unfinished write")
+        path = (self._path(folder) if slash else self.root) / last
+        with suppress(BlobMissing), _failing("delete", path):
             path.unlink()
 
     @contextmanager
@@ -193,7 +224,7 @@ class LocalBlobs:
     @contextmanager
     def _written(self, path: Path, chunks: Iterable[bytes]) -> Iterator[tuple[Path, str]]:
         """A synced temporary file beside `path` and its version; gone when the block ends."""
-        temp = path.parent / f".tmp-{secrets.token_hex(8)}"
+        temp = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
         digest = hashlib.sha256()
         try:
             with _failing("write", path):

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from runner.blobs import BlobChanged, BlobExists, BlobMissing, check_name, locked, version_of
+from runner.blobs import (
+    BlobChanged,
+    BlobExists,
+    BlobMissing,
+    Unfinished,
+    check_name,
+    locked,
+    version_of,
+)
 
 
 class MemoryBlobs:
@@ -16,6 +25,7 @@ class MemoryBlobs:
 
     def __init__(self) -> None:
         self._data: dict[str, bytes] = {}
+        self._modified_s: dict[str, float] = {}
         self._holders: dict[str, bytes] = {}
         self._changed = threading.Condition()
 
@@ -40,12 +50,18 @@ class MemoryBlobs:
         """See `Blobs.exists`."""
         return check_name(name) in self._data
 
+    def modified_s(self, name: str) -> float:
+        """See `Blobs.modified_s`."""
+        self._get(name)
+        return self._modified_s[name]
+
     def create(self, name: str, data: bytes) -> str:
         """See `Blobs.create`."""
         with self._changed:
             if check_name(name) in self._data:
                 raise BlobExists(f"{name} exists already")
             self._data[name] = bytes(data)
+            self._modified_s[name] = time.time()
         return version_of(data)
 
     def create_from(self, name: str, chunks: Iterable[bytes]) -> str:
@@ -60,6 +76,7 @@ class MemoryBlobs:
             if now is None or version_of(now) != version:
                 raise BlobChanged(f"{name} was {'removed' if now is None else 'changed'} by another run")
             self._data[name] = bytes(data)
+            self._modified_s[name] = time.time()
         return version_of(data)
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -72,6 +89,13 @@ class MemoryBlobs:
         """See `Blobs.delete`."""
         with self._changed:
             self._data.pop(check_name(name), None)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """See `Blobs.unfinished`; every write here is finished."""
+        return iter(())
+
+    def delete_unfinished(self, name: str) -> None:
+        """See `Blobs.delete_unfinished`."""
 
     @contextmanager
     def lock(self, name: str, holder: bytes, timeout_s: float) -> Iterator[None]:

@@ -6,24 +6,37 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from runner import apply, causes, export, index, inputs, ledger, plan, response_schema, results, rowtable
+from runner import (
+    apply,
+    causes,
+    export,
+    index,
+    inputs,
+    ledger,
+    plan,
+    principal,
+    response_schema,
+    results,
+    rowtable,
+)
 from runner import spec as specfile
 from runner.backends import Backend
 from runner.blobs.local import LocalBlobs
+from runner.blobs.memory import MemoryBlobs
 from runner.causes import Cause
 from runner.clock import SystemClock
 from runner.decide import Policy
 from runner.errors import StateForeign
 from runner.globs import Selector
 from runner.index import Index
-from runner.model import Action, Attempt, Change, Entry, Outcome, Plan, Spec, State
+from runner.model import Action, Attempt, Basis, Change, Entry, Outcome, Plan, Spec, State
 from runner.render import Renderer, digest
-from runner.run import Event
+from runner.run import Event, Run, clock_text
 from runner.store import Store
 
 
@@ -51,6 +64,7 @@ class Job:
         self.store = Store(LocalBlobs(folder), folder, self.state_label)
         self._stack = ExitStack()
         self._workspaces = 0
+        self._backend: Backend | None = None
         self._temporary = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gbrun-")))
         self.index = Index(self.store)
         self._stack.callback(self.index.close)
@@ -87,31 +101,51 @@ class Job:
         `target` and `replace` are globs over keys. Raises InputUnreadable, and UsageInvalid for a
         glob that matches nothing.
         """
-        self._workspaces += 1
-        workspace = self._temporary / f"plan-{self._workspaces}"
-        workspace.mkdir()
-        with self.index.reading():
-            made, signatures = plan.make(
+        basis = ledger.basis(self.state, (attempt for attempt, _ in self.attempts))
+        selection = plan.Selection(
+            target=Selector("--target", target) if target else None,
+            replace=Selector("--replace", replace) if replace else None,
+            retry=retry,
+        )
+        made, signatures = self._plan(self.index, basis, selection, stat_cache)
+        if signatures:
+            self.index.remember(signatures)
+        return made
+
+    def plan_anew(self) -> Plan:
+        """A plan as if there were no state: every request of the spec, packed as for a first apply."""
+        empty = Index(Store(MemoryBlobs(), None, self.state_label))
+        try:
+            empty.sync(None, ())
+            return self._plan(empty, Basis(), plan.Selection(), True)[0]
+        finally:
+            empty.close()
+
+    def _plan(
+        self, known: Index, basis: Basis, selection: plan.Selection, stat_cache: bool
+    ) -> tuple[Plan, list[tuple[str, plan.Signature]]]:
+        with known.reading():
+            return plan.make(
                 self.spec,
-                basis=ledger.basis(self.state, (attempt for attempt, _ in self.attempts)),
+                basis=basis,
                 spec_digest=self.spec_digest,
                 judge_digest=self.judge_digest,
                 entries=inputs.entries(self.spec) if stat_cache else _unseen(inputs.entries(self.spec)),
                 read=lambda entry: inputs.read(self.spec, entry),
                 renderer=Renderer(self.spec),
-                history=self.index,
-                workspace=workspace,
+                history=known,
+                workspace=self.workspace(),
                 destinations=export.look(self.spec),
                 trusted_before_ns=index.trusted_before_ns(),
-                selection=plan.Selection(
-                    target=Selector("--target", target) if target else None,
-                    replace=Selector("--replace", replace) if replace else None,
-                    retry=retry,
-                ),
+                selection=selection,
             )
-        if signatures:
-            self.index.remember(signatures)
-        return made
+
+    def workspace(self) -> Path:
+        """An empty folder that lives as long as the job."""
+        self._workspaces += 1
+        folder = self._temporary / f"work-{self._workspaces}"
+        folder.mkdir()
+        return folder
 
     def causes(self, made: Plan) -> list[Cause]:
         """What changed in the spec, for a plan that reruns rows because of it."""
@@ -151,6 +185,8 @@ class Job:
 
     def backend(self) -> Backend:
         """The service, connected; closed with the job."""
+        if self._backend is not None:
+            return self._backend
         settings = self.spec.backend
         started: Backend
         if settings.type == "local":
@@ -165,7 +201,65 @@ class Job:
         self._stack.callback(started.close)
         from runner.backends.retry import RetryingBackend
 
-        return RetryingBackend(started)
+        self._backend = RetryingBackend(started)
+        return self._backend
+
+    @contextmanager
+    def locked(
+        self, operation: str, on_event: Callable[[Event], None], *, lock_timeout_s: float
+    ) -> Iterator[Run]:
+        """What the steps of an apply work with, under the lock, for commands that take single steps.
+
+        Submits nothing and waits for nothing. Raises StateLocked, and StateForeign for another endpoint
+        while submissions are in flight.
+        """
+        backend, clock = self.backend(), SystemClock()
+        with (
+            self.store.lock(operation, clock_text(clock.now()), lock_timeout_s),
+            tempfile.TemporaryDirectory(prefix="gbrun-") as scratch,
+        ):
+            steps = Run(
+                spec=self.spec,
+                store=self.store,
+                index=self.index,
+                ledger=ledger.Ledger(self.store),
+                backend=backend,
+                clock=clock,
+                policy=self._policy(backend, submit=False, wait=False),
+                judge=results.Judge(self.spec.output_schema),
+                on_event=on_event,
+                scratch=Path(scratch),
+            )
+            steps.ledger.open()
+            if steps.ledger.exists:
+                live = any(attempt.state.live for attempt in steps.ledger.attempts.values())
+                warning = principal.check(steps.ledger.state.principal, backend.principal, live=live)
+                if warning:
+                    steps.event("principal", "", warning)
+            yield steps
+
+    def _policy(
+        self,
+        backend: Backend,
+        *,
+        submit: bool,
+        wait: bool,
+        max_jobs: int | None = None,
+        retry: str = "transient",
+    ) -> Policy:
+        settings = self.spec.backend
+        return Policy(
+            max_jobs=max_jobs or self.spec.max_jobs,
+            poll_interval_s=settings.poll_interval_s or backend.poll_interval_s,
+            request_timeout_s=settings.request_timeout_s,
+            settle_s=settings.settle_s,
+            max_enqueued_tokens=self.spec.max_enqueued_tokens,
+            retry=retry != "none",
+            stall_after_s=settings.stall_after_s,
+            submit=submit,
+            wait=wait,
+            cleanup=self.spec.cleanup,
+        )
 
     def run(
         self,
@@ -181,19 +275,7 @@ class Job:
         retry: str = "transient",
     ) -> apply.Result:
         """Carry a plan out."""
-        settings = self.spec.backend
-        policy = Policy(
-            max_jobs=max_jobs or self.spec.max_jobs,
-            poll_interval_s=settings.poll_interval_s or backend.poll_interval_s,
-            request_timeout_s=settings.request_timeout_s,
-            settle_s=settings.settle_s,
-            max_enqueued_tokens=self.spec.max_enqueued_tokens,
-            retry=retry != "none",
-            stall_after_s=settings.stall_after_s,
-            submit=submit,
-            wait=wait,
-            cleanup=self.spec.cleanup,
-        )
+        policy = self._policy(backend, submit=submit, wait=wait, max_jobs=max_jobs, retry=retry)
         return apply.Apply(
             spec=self.spec,
             resolved=specfile.resolved(self.spec),

@@ -1,0 +1,132 @@
+"""What goes wrong in a life, drawn from its seed: where processes die, and which faults they meet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+KINDS = (
+    "lost_reply",  # a job is made, its name never arrives
+    "lost_request",  # no job is made, and nobody says so
+    "late_request",  # a job is made after the caller has given up waiting
+    "twin_job",  # one call makes two jobs, and its reply is lost
+    "list_lag",  # jobs show up late in listings, at times later than the settle time
+    "quota",  # 429
+    "refused",  # 400
+    "outage",  # a call fails in passing, before or after its effect
+    "torn_download",  # an output breaks off in the middle
+    "missing_rows",
+    "duplicate_rows",
+    "noise_rows",  # null, garbage, strangers' keys
+    "passing_errors",  # row errors that another try may heal
+    "final_errors",  # row errors that it does not
+    "expired",  # the job expires with a part of its answers
+    "job_failed",  # the job fails with a part of its answers
+    "import_failed",  # the job fails before any row
+    "cancelled",  # someone else cancels the job
+    "clock_jump",  # the machine's clock is set
+    "save_failed",  # the state cannot be written, or was and an error came back
+    "stop",  # the first Ctrl-C
+    "no_wait",  # a run that submits and leaves
+    "two_runners",
+)
+"""Kinds of faults."""
+
+
+def _sides(effects: str, sides: str) -> tuple[str, ...]:
+    return tuple(f"{effect} {side}" for effect in effects.split(",") for side in sides.split(","))
+
+
+POINTS = (
+    *_sides("lock,unlock", "after"),
+    *_sides("root create,root,history,history delete", "before,after"),
+    *_sides("spec,shard,responses,outcomes,rows", "before,half,after"),
+    *_sides("attempt prepared,attempt posting,attempt submitted,attempt terminal", "before,after"),
+    *_sides("attempt collected,attempt cleaned,attempt void", "before,after"),
+    *_sides("attempt abandoned,attempt refused", "before,after"),
+    *_sides("upload,create,delete_upload,cancel,delete", "before,after"),
+    *_sides("jobs,get", "before"),
+    *_sides("output", "half"),
+    *_sides("records,errors", "before,after"),
+)
+"""Where a process can die: around every effect, and inside of those that take time."""
+
+_NEEDS = {
+    "attempt void": "two_crashes",
+    "attempt abandoned": "lost_request",
+    "attempt refused": "refused",
+    "cancel": "twin_job",
+    "delete": "cleanup_all",
+    "delete_upload": "cleanup_inputs",
+    "attempt cleaned": "cleanup_inputs",
+    "history delete": "long_history",
+    "errors": "final_errors",
+}
+"""Effects that only some lives have, and what brings them about."""
+
+
+class Faults:
+    """The faults of one life. Each seed aims at one crash point and one kind, and adds others by chance."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = Random(f"faults {seed}")
+        rng = self.rng
+        self.point = POINTS[seed % len(POINTS)]
+        self.kind = KINDS[seed // len(POINTS) % len(KINDS)]
+        self.need = _NEEDS.get(self.point.rpartition(" ")[0], "")
+        chosen = {self.kind, *rng.sample(KINDS, rng.randint(0, 5))}
+        self._left = {kind: rng.randint(1, 3) for kind in KINDS if kind in chosen}
+        """Kind -> how often it may still happen."""
+        self._chance = dict.fromkeys(KINDS, 0.4) | {self.kind: 0.9}
+        self._at: dict[str, int] = {self.point: rng.choice((1, 1, 1, 1, 2, 2, 3))}
+        """Crash point -> the visit at which the process dies."""
+        if self.need in KINDS:
+            self._left[self.need] = self._left.get(self.need, 0) + 1
+            self._chance[self.need] = 1.0
+        if self.need == "two_crashes":
+            self._at["upload after"] = 1
+        self._crash_rate = rng.choice((0.0, 0.01, 0.03))
+        self._crashes_left = rng.randint(1, 4)
+        self._visits: Counter[str] = Counter()
+        self.calm = False
+        """Whether everything goes well from here on."""
+        self.injected: Counter[str] = Counter()
+        self.crashed: Counter[str] = Counter()
+
+    def take(self, kind: str) -> bool:
+        """Whether this kind of fault happens here and now."""
+        if self.calm or not self._left.get(kind) or self.rng.random() >= self._chance[kind]:
+            return False
+        self._left[kind] -= 1
+        self.injected[kind] += 1
+        return True
+
+    def has(self, kind: str) -> bool:
+        """Whether this kind may still happen."""
+        return not self.calm and self._left.get(kind, 0) > 0
+
+    def crashes_at(self, point: str) -> bool:
+        """Whether the process dies at this visit of a crash point."""
+        self._visits[point] += 1
+        if self.calm:
+            return False
+        aimed = self._at.get(point) == self._visits[point]
+        if not aimed and (self._crashes_left <= 0 or self.rng.random() >= self._crash_rate):
+            return False
+        if not aimed:
+            self._crashes_left -= 1
+        self.crashed[point] += 1
+        return True
+
+    @property
+    def visits(self) -> Counter[str]:
+        """How often each crash point was come by."""
+        return self._visits
+
+
+class Calm(Faults):
+    """No faults at all: the undisturbed life."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.calm = True
