@@ -242,8 +242,11 @@ class Apply:
         """Write the rows snapshot and the destinations; the root names both at once."""
         run, ledger = self._run, self._run.ledger
         run.index.sync(ledger.state, ledger.attempts.values())
-        done = finish.write(run.spec, self._plan, ledger.state, run.store, run.index)
-        ledger.save(replace(done.state, last_apply_at=run.clock.now()))
+        with ExitStack() as held:
+            done = finish.write(run.spec, self._plan, ledger.state, run.store, run.index, held)
+            # The root first: killed in between, the next plan sees that the files are not there yet.
+            ledger.save(replace(done.state, last_apply_at=run.clock.now()))
+            done.written.place()
         done.absorb()
         result = self._result(complete=True)
         return replace(result, rows=done.written.rows, files=done.written.files)

@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class Written:
     """Destination path as in the spec -> (SHA-256 hex, byte size)."""
     rows: Mapping[str, int]
     """Rows per outcome; `in_flight` and `held_back` for those that have none yet."""
+    place: Callable[[], None]
+    """Moves the files to their places; until then nothing can be seen of them."""
 
 
 def errors_path(destination: str) -> str:
@@ -67,10 +70,13 @@ def write(
     stored: Callable[[str], Stored | None],
     live: Callable[[str], str | None],
     workspace: Path,
+    held: ExitStack,
 ) -> Written:
-    """Write records and failures, in input order, each file replaced atomically.
+    """Write records and failures, in input order, beside their places; `Written.place` moves them.
 
-    `rows` gives the rows in input order, twice.
+    The caller names what will be there in the state first, so that a run that is killed in
+    between leaves a state that sees the difference. `rows` gives the rows in input order, twice.
+    What is not placed is removed when `held` is closed.
 
     Raises:
         StateUnreadable: a response that an outcome refers to is gone or damaged.
@@ -82,7 +88,7 @@ def write(
         with rowtable.transaction(db):
             _collect_wanted(db, rows(), stored)
             _judge_all(db, spec, store)
-        return _write_files(db, spec, rows(), live)
+        return _write_files(db, spec, rows(), live, held)
     finally:
         db.close()
         for suffix in ("", "-journal"):
@@ -171,25 +177,33 @@ def _write_files(
     spec: Spec,
     rows: Iterable[KnownRow],
     live: Callable[[str], str | None],
+    held: ExitStack,
 ) -> Written:
     destination: Destination = spec.destinations[0]
     failures_name = errors_path(destination.path)
     failures_path = spec.folder / failures_name
     counts: Counter[str] = Counter()
-    with jsonl.JsonlFile(spec.folder / destination.path) as records, jsonl.JsonlFile(failures_path) as failed:
-        for row in rows:
-            outcome, line = _row_line(db, row, live)
-            counts[outcome] += 1
-            if outcome == Outcome.OK:
-                records.write(line)
-            elif line:
-                failed.write(line)
-        files = {destination.path: records.commit()}
+    records = held.enter_context(jsonl.JsonlFile(spec.folder / destination.path))
+    failed = held.enter_context(jsonl.JsonlFile(failures_path))
+    for row in rows:
+        outcome, line = _row_line(db, row, live)
+        counts[outcome] += 1
+        if outcome == Outcome.OK:
+            records.write(line)
+        elif line:
+            failed.write(line)
+    files = {destination.path: records.seal()}
+    if failed.line_count:
+        files[failures_name] = failed.seal()
+
+    def place() -> None:
+        records.place()
         if failed.line_count:
-            files[failures_name] = failed.commit()
+            failed.place()
         else:
             failures_path.unlink(missing_ok=True)
-    return Written(files, dict(counts))
+
+    return Written(files, dict(counts), place)
 
 
 def _row_line(db: sqlite3.Connection, row: KnownRow, live: Callable[[str], str | None]) -> tuple[str, bytes]:

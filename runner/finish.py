@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,16 +25,19 @@ class Finished:
     """Takes the snapshot over into the index; for after the root is saved."""
 
 
-def write(spec: Spec, plan: Plan, state: State, store: Store, index: Index) -> Finished:
-    """Write the snapshot (where rows differ from the last one) and the destinations.
+def write(spec: Spec, plan: Plan, state: State, store: Store, index: Index, held: ExitStack) -> Finished:
+    """Write the snapshot (where rows differ from the last one), and the destinations beside their places.
 
-    The index must be in step with `state`. Raises what `export.write` raises.
+    The index must be in step with `state`. What is not placed is removed when `held` is closed.
+    Raises what `export.write` raises.
     """
     snapshot = _Snapshot(plan, index)
     if plan.rows_path is not None:
         state = replace(state, rows=store.put_rows(snapshot.lines()))
     with tempfile.TemporaryDirectory(prefix="gbrun-") as workspace:
-        written = export.write(spec, store, snapshot.rows, index.stored, lambda _: None, Path(workspace))
+        written = export.write(
+            spec, store, snapshot.rows, index.stored, lambda _: None, Path(workspace), held
+        )
     exported = Export(
         rows=state.rows,
         outcome_count=len(state.outcomes),

@@ -53,8 +53,9 @@ def _part(part: str) -> str:
         elif char == "?":
             out += "[^/]"
         elif close > 0:
-            body = part[at + 1 : close].replace("\\", "\\\\")
-            out += f"[^/{body[1:]}]" if body[0] in "!^" else f"[{body}]"
+            body = re.sub(r"([\\[&~|])", r"\\\1", part[at + 1 : close])
+            # A range such as [+-0] holds the slash, which no part of a path has.
+            out += f"(?!/)[^{body[1:]}]" if body[0] in "!^" else f"(?!/)[{body}]"
             at = close
         else:
             out += re.escape(char)

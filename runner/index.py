@@ -59,8 +59,16 @@ class Index:
     def sync(self, state: State | None, attempts: Iterable[Attempt]) -> None:
         """Bring the index up to this root and these attempts."""
         self._state = state
-        with rowtable.transaction(self._db):
-            self._sync(state, attempts)
+        known = list(attempts)
+        try:
+            with rowtable.transaction(self._db):
+                self._sync(state, known)
+        except sqlite3.DatabaseError:
+            # Damaged where `_open` did not look: only a cache, so it is made anew.
+            self._db.close()
+            self._db = self._create()
+            with rowtable.transaction(self._db):
+                self._sync(state, known)
 
     def _sync(self, state: State | None, attempts: Iterable[Attempt]) -> None:
         lineage = state.lineage if state else ""
@@ -224,7 +232,7 @@ class Index:
                 self._path.chmod(0o600)
             found = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             version = db.execute("SELECT value FROM meta WHERE name='version'").fetchone() if found else None
-            if version == (_VERSION,):
+            if version == (_VERSION,) and db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):
                 return db
         except sqlite3.DatabaseError:
             pass

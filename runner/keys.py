@@ -72,8 +72,8 @@ def accept(
         taken |= {one.request_id: replace(one, accepted=True) for one in failed if not one.accepted}
     if not taken:
         return state, []
-    summary = {"outcomes": {}, "strays": {}, "usage": {}}
-    name = store.put_outcomes("", summary, map(parts.dump_outcome, taken.values()))
+    # A segment of no attempt: it has no token, and adds nothing to what was sent.
+    name = store.put_outcomes("", {}, map(parts.dump_outcome, taken.values()))
     export = state.export
     if export is not None and export.outcome_count == len(state.outcomes):
         export = replace(export, outcome_count=export.outcome_count + 1)

@@ -175,6 +175,9 @@ class _Planner:
         self._selection = selection
         self._trusted_before_ns = trusted_before_ns
         self._moved = False
+        """Whether a row stands at another place than before."""
+        self._failed_anew = False
+        """Whether a row failed for good that had not, or otherwise."""
         self._components = dict(renderer.components)
         self._components_id = digest(self._components)
         self._spool = PlanSpool(workspace / "plan.sqlite", history.rows)
@@ -365,6 +368,10 @@ class _Planner:
         self._moved |= prior is not None and prior.ordinal != now.ordinal
         if verdict.action is Action.FAILED:
             self._failed[verdict.outcome] += 1
+        still = (
+            verdict.action in (Action.UNCHANGED, Action.FAILED) and prior is not None and _alike(prior, now)
+        )
+        self._failed_anew |= verdict.action is Action.FAILED and not still
         unmoved = prior is not None and prior.ordinal == now.ordinal and not self._spool.begun
         if unmoved and prior is not None and _alike(prior, now):
             if now.signature is not None and prior.signature != now.signature:
@@ -373,7 +380,7 @@ class _Planner:
             return
         self._spool.add(now)
         self._ordinal += 1
-        if verdict.action is not Action.UNCHANGED:
+        if verdict.action is not Action.UNCHANGED and not still:
             self._spool.change(now, verdict.action, verdict.reasons, same_as)
 
     def _match(self, key: str) -> KnownRow | None:
@@ -415,16 +422,17 @@ class _Planner:
     def _unseen(self) -> Iterator[KnownRow]:
         return (row for row in self._history.rows() if not self._seen[row.ordinal])
 
-    def _pair(self, appeared: Change, was: str, components: str) -> tuple[str, ...] | None:
+    def _pair(self, appeared: Change, components: str) -> Change | None:
         if self._history.row(appeared.key) is not None:
             return None
         self._counts[Action.REMOVED] -= 1
         if appeared.action is not Action.NEW:
-            return ()
+            return appeared
         self._counts[Action.NEW] -= 1
         self._counts[Action.RERUN] += 1
         before = self._history.components.get(components, {}).get("digests", {})
-        return rerun_reasons(before, self._components, same_input=True)
+        reasons = rerun_reasons(before, self._components, same_input=True)
+        return Change(Action.RERUN, appeared.key, appeared.request_ids, reasons)
 
     def plan(
         self,
@@ -454,7 +462,9 @@ class _Planner:
             failed=dict(self._failed),
             shards=shards,
             rows_path=self._spool.path if self._spool.begun else None,
-            reexport=_reexport(basis, judge_digest, destinations, self._moved),
+            reexport=_reexport(
+                basis, judge_digest, destinations, moved=self._moved, failed_anew=self._failed_anew
+            ),
             live_tokens=frozenset(self._tokens),
             superseded_count=self._history.live_count - self._spool.wanted_live_count(),
             refusals=self._refusals(),
@@ -494,7 +504,12 @@ def _alike(prior: KnownRow, now: KnownRow) -> bool:
 
 
 def _reexport(
-    basis: Basis, judge_digest: str, destinations: Mapping[str, tuple[str, int] | None], moved: bool
+    basis: Basis,
+    judge_digest: str,
+    destinations: Mapping[str, tuple[str, int] | None],
+    *,
+    moved: bool,
+    failed_anew: bool,
 ) -> tuple[str, ...]:
     export = basis.export
     if export is None:
@@ -508,6 +523,8 @@ def _reexport(
         written = export.files.get(path)
         if written is not None and written != found:
             out.append(f"{path} is missing" if found is None else f"{path} was altered")
+    if failed_anew:
+        out.append("rows failed that had not")
     if moved and not out:
         out.append("the order of the rows changed")
     return tuple(out)

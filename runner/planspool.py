@@ -92,23 +92,25 @@ class PlanSpool:
         """Write buffered rows and changes; one statement for many is several times faster."""
         if self._db is None:
             return
-        self._db.executemany(_INSERT_CHANGE, self._changes)
-        self._changes = []
         rows, self._rows = self._rows, []
         try:
             rowtable.insert(self._db, rows)
         except sqlite3.IntegrityError:
-            for position, row in enumerate(rows):
-                if rowtable.row(self._db, row.key) or any(r.key == row.key for r in rows[:position]):
+            seen: set[str] = set()
+            for row in rows:
+                found = rowtable.row(self._db, row.key)
+                if row.key in seen or (found is not None and found.ordinal != row.ordinal):
                     raise twice(row.key) from None
+                seen.add(row.key)
             raise
+        self._db.executemany(_INSERT_CHANGE, self._changes)
+        self._changes = []
 
-    def pair_renames(self, pair: Callable[[Change, str, str], tuple[str, ...] | None]) -> None:
+    def pair_renames(self, pair: Callable[[Change, str], Change | None]) -> None:
         """Pair removed rows with rows that appeared with the same input, in key order.
 
-        `pair` is given an appeared row, the removed key and its components id; it returns the
-        reasons with which a new row becomes a rerun (or a reused one stays reused), None to leave
-        both as they are.
+        `pair` is given a row and the components id of a removed one with its input; it returns what
+        the row is as a renamed one, None to leave both as they are.
         """
         assert self._db is not None
         db = self._db
@@ -117,22 +119,21 @@ class PlanSpool:
             "SELECT key, components FROM change WHERE input = ? AND action = 'removed' ORDER BY key LIMIT 1"
         )
         appeared = db.execute(
-            "SELECT key, action, input FROM change WHERE action IN ('new', 'reused')"
+            "SELECT key, action, reasons, input FROM change WHERE action <> 'removed' AND input <> ''"
             " AND input IN (SELECT input FROM change WHERE action = 'removed') ORDER BY ordinal"
         ).fetchall()
-        for key, action, input_digest in appeared:
+        for key, action, reasons, input_digest in appeared:
             found = db.execute(gone, (input_digest,)).fetchone()
             if found is None:
                 continue
             was, components = found
-            reasons = pair(Change(Action(action), key, ()), was, components)
-            if reasons is None:
+            now = pair(Change(Action(action), key, (), tuple(orjson.loads(reasons))), components)
+            if now is None:
                 continue
             db.execute("DELETE FROM change WHERE key = ?", (was,))
-            now = Action.RERUN if action == Action.NEW else Action.REUSED
             db.execute(
                 "UPDATE change SET action = ?, reasons = ?, was = ? WHERE key = ?",
-                (now, orjson.dumps(reasons).decode(), was, key),
+                (now.action, orjson.dumps(now.reasons).decode(), was, key),
             )
 
     def changes(self) -> Iterator[Change]:

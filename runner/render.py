@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ import orjson
 from runner import response_schema
 from runner.model import BadRow, Json, Request, Row, Spec
 from runner.sandbox import CompiledTemplate, Fields, TemplateFailed
+from runner.sealing import sealed
 
 IDENTITY_VERSION = 1
 """Part of every id. A new version would re-run everything, so it needs aliases first."""
@@ -52,6 +54,7 @@ class Renderer:
 
         Raises TemplateFailed for a template that does not compile.
         """
+        spec = sealed_spec(spec)
         self._spec = spec
         self._prompt = CompiledTemplate(spec.prompt.text)
         self._system = CompiledTemplate(spec.system_instruction.text) if spec.system_instruction else None
@@ -139,6 +142,23 @@ class Renderer:
         return {name: digest(values[name]) for name in COMPONENTS}
 
 
+def sealed_spec(spec: Spec) -> Spec:
+    """The spec with a mark in the place of every sensitive value, so that no artefact holds one."""
+    secrets = secrets_of(spec)
+    if not secrets:
+        return spec
+    parts = {
+        name: sealed(getattr(spec, name), secrets, spec.name)
+        for name in ("variables", "tools", "tool_config", "extra_body", "cached_content")
+    }
+    return replace(spec, **{**parts, "tools": tuple(parts["tools"])})
+
+
+def secrets_of(spec: Spec) -> dict[str, str]:
+    """Sensitive values by variable name."""
+    return {name: str(spec.variables[name]) for name in sorted(spec.sensitive & spec.variables.keys())}
+
+
 class _Hole(str):
     """A place in a skeleton that is filled per row."""
 
@@ -158,7 +178,7 @@ class _Skeleton:
             data = orjson.dumps(_with_marks(value, marks), option=orjson.OPT_SORT_KEYS)
             found = re.split(b'"gbrun-hole-%d-([a-z]+)"' % nonce, data)
             names = [name.decode() for name in found[1::2]]
-            if len(names) == len(set(names)) and set(names) <= set(marks):
+            if sorted(names) == sorted(_holes(value)):
                 break
             nonce += 1
         order = [str(hole) for hole in holes]
@@ -175,6 +195,16 @@ class _Skeleton:
             pieces.append(b'"%b"' % values[position] if quoted else values[position])
             pieces.append(constant)
         return b"".join(pieces)
+
+
+def _holes(value: Json) -> list[str]:
+    if isinstance(value, _Hole):
+        return [str(value)]
+    if isinstance(value, Mapping):
+        return [hole for item in value.values() for hole in _holes(item)]
+    if isinstance(value, (list, tuple)):
+        return [hole for item in value for hole in _holes(item)]
+    return []
 
 
 def _with_marks(value: Json, marks: Mapping[str, str]) -> Json:

@@ -23,7 +23,8 @@ from runner.model import Answer, Json, Outcome
 JUDGE_VERSION = 1
 """Rises when the same stored response would be judged differently."""
 
-_TRANSIENT_CODES = frozenset({1, 2, 4, 8, 9, 10, 13, 14})
+_TRANSIENT_CODES = frozenset({1, 2, 4, 8, 9, 10, 13, 14, 408, 429, 500, 502, 503, 504})
+"""google.rpc codes; HTTP codes of the same meaning have not been seen in rows, but cost nothing to know."""
 _BLOCKED_REASONS = frozenset(
     {
         "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY",
@@ -116,10 +117,10 @@ class Judge:
         if reason in _BLOCKED_REASONS:
             message = f"the answer was stopped: {reason}"
             return Answer(outcome=Outcome.BLOCKED, code=reason, message=message, raw=text, **common)
-        if not text and not others:
+        if not text and not others and not any_part:
             if reason in ("", "STOP", "FINISH_REASON_UNSPECIFIED"):
                 message = "the model stopped without an answer"
-                code = "EMPTY" if any_part or reason else "NO_CANDIDATES"
+                code = "EMPTY" if reason else "NO_CANDIDATES"
                 return Answer(outcome=Outcome.TRANSIENT, code=code, message=message, **common)
             message = f"no answer, finish reason {reason}"
             return Answer(outcome=Outcome.BLOCKED, code=reason, message=message, **common)
@@ -164,11 +165,14 @@ def extract_json(text: str) -> tuple[Json, str] | None:
     except (ValueError, RecursionError):
         pass
     for match in _FENCE.finditer(text):
+        if _is_open_at(text, match.start()):
+            # Inside a value that was begun before it.
+            break
         try:
             return _parse(match.group(1).strip().encode()), "fence"
         except (ValueError, RecursionError):
             continue
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
     at = _next_open(text, 0)
     while at >= 0:
         try:
@@ -182,6 +186,18 @@ def extract_json(text: str) -> tuple[Json, str] | None:
             continue
         return value, "prose"
     return None
+
+
+def _is_open_at(text: str, place: int) -> bool:
+    """Whether a bracket before `place` is still open there."""
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        if match.end() > place:
+            # A string that reaches over the place was begun before it.
+            return depth > 0
+        char = match.group()
+        depth = max(0, depth + (char in "{[") - (char in "}]"))
+    return depth > 0
 
 
 def _close_of(text: str, start: int) -> int:

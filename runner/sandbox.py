@@ -10,6 +10,7 @@ where its result could be longer than what it is given.
 from __future__ import annotations
 
 import re
+import string
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 MAX_OUTPUT_CHARS = 20_000_000
 """Longest text a template may make; the service's own limit for a request is below it."""
@@ -25,7 +27,9 @@ MAX_STEPS = 1_000_000
 MAX_WORK = 50_000_000
 """Characters and items that one rendering may touch, counted again at each operation."""
 MAX_ITEMS = 1_000_000
-"""Longest list, and most values inside one value that is printed."""
+"""Longest list."""
+MAX_INSIDE = 200_000
+"""Most values inside a value that is printed or put into another, counted as often as they stand there."""
 MAX_WIDTH = 10_000
 """Widest padding, indentation or number format."""
 _CALL_WORK = 1000
@@ -33,11 +37,11 @@ _CALL_WORK = 1000
 _ITEM_WORK = 8
 """An item of a list costs as much as so many characters of a text."""
 _PADDING = frozenset({"center", "indent", "ljust", "rjust", "zfill", "batch", "slice", "truncate"})
-_FORMAT_WIDTH = re.compile(r"\d+")
+_DIGITS = re.compile(r"\d+")
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[^%a-zA-Z(]*[a-zA-Z%]")
 _REMOVED_FILTERS = ("pprint", "random", "urlize", "wordwrap", "xmlattr")
 _REMOVED_GLOBALS = ("lipsum",)
 _REMOVED_METHODS = frozenset({"expandtabs", "format_map", "translate", "maketrans"})
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 
 
 class TemplateFailed(Exception):
@@ -121,6 +125,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 table[name] = self._charged(name, function)
         self.filters["_count"] = self._count
         self.filters["_touch"] = self._touch
+        self.filters["_deep"] = self._deep
         self.filters["_concat"] = self._concat
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -145,7 +150,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         __self.spend(_CALL_WORK + _size(owner) + sum(map(_size, args)))
         if isinstance(owner, str):
             __self._check_growth(f".{__obj.__name__}", owner, args)
-        return __self._spent(super().call(__context, __obj, *args, **kwargs))
+        made = super().call(__context, __obj, *args, **kwargs)
+        if isinstance(made, (list, tuple, dict)):
+            __self._deep(made)
+        return __self._spent(made)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         removed = isinstance(obj, str) and attr in _REMOVED_METHODS
@@ -159,7 +167,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return None
 
         def bounded(*args: Any, **kwargs: Any) -> str:
-            self._check_growth("format", value.__self__, (*args, *kwargs.values()))
+            self._check_growth(".format", value.__self__, (*args, *kwargs.values()))
             return wrapped(*args, **kwargs)
 
         return bounded
@@ -179,6 +187,11 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         def charged(*args: Any, **kwargs: Any) -> Any:
             given = args[1:] if passes is not None else args
+            if given and isinstance(given[0], types.GeneratorType):
+                # Of `map` and the like: drawn and charged here, so that no filter walks it unseen.
+                drawn = [self._touch(item) for item in self._count(given[0])]
+                given = (drawn, *given[1:])
+                args = (args[0], *given) if passes is not None else given
             self.spend(1 + sum(map(_size, given)))
             if name in _TEXT_FILTERS:
                 for value in (*given, *kwargs.values()):
@@ -210,37 +223,34 @@ class _Environment(ImmutableSandboxedEnvironment):
         return "".join(texts)
 
     def _printable(self, value: Any) -> Any:
-        """The value, unless its text is an address in this machine's memory, or far too long."""
-        if value is None or isinstance(value, (str, int, float, bool)):
+        """The value, unless it has no text, or one that says where in memory it lies, or is far too long."""
+        if isinstance(value, _PLAIN):
             return value
-        if callable(value) and not isinstance(value, (jinja2.Undefined, type)):
-            raise TypeError(f"{getattr(value, '__name__', 'this')} is a function, not text; call it with ()")
         if isinstance(value, (list, tuple, dict)):
-            self._walk(value)
-        if not isinstance(value, jinja2.Undefined) and _ADDRESS.search(str(value)):
-            raise TypeError(f"a {type(value).__name__} has no text")
-        return value
+            return self._deep(value)
+        raise TypeError(_without_text(value))
 
-    def _walk(self, value: Any) -> None:
-        """Charge for everything inside a value; lists that share lists can be huge as text."""
+    def _deep(self, value: Any) -> Any:
+        """The value, charged for everything inside it: lists that share lists are huge as text."""
         waiting = [value]
         count = 0
         while waiting:
             found = waiting.pop()
             count += 1
-            if count > MAX_ITEMS:
-                raise _LimitReached(f"a value of more than {MAX_ITEMS:,} values")
+            if count + len(waiting) > MAX_INSIDE:
+                raise _LimitReached(f"a value of more than {MAX_INSIDE:,} values")
             if isinstance(found, dict):
                 waiting.extend(found.keys())
                 waiting.extend(found.values())
             elif isinstance(found, (list, tuple)):
-                if len(found) > MAX_ITEMS:
-                    raise _LimitReached(f"a value of more than {MAX_ITEMS:,} values")
+                if len(found) > MAX_INSIDE:
+                    raise _LimitReached(f"a value of more than {MAX_INSIDE:,} values")
                 waiting.extend(found)
-            elif callable(found) and not isinstance(found, (jinja2.Undefined, type)):
-                raise TypeError(f"{getattr(found, '__name__', 'this')} is a function, not text")
+            elif not isinstance(found, _PLAIN):
+                raise TypeError(_without_text(found))
             else:
                 self.spend(_size(found))
+        return value
 
     def _check_growth(self, name: str, value: Any, args: tuple[Any, ...]) -> None:
         """Refuse a filter or method whose result would be too long, before it is made."""
@@ -258,8 +268,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif name == "join":
             items, glue = (args[0], text) if method else (value, args[0] if args else "")
             length = self._joined_length(items, glue)
+        elif name == "sum" and any(isinstance(a, (list, tuple)) for a in args):
+            raise _LimitReached("sum of lists; use + or a loop")
         elif name == "format":
-            length = self._format_length(text, args)
+            length = self._format_length(text, args, braces=method)
         else:
             return
         if length > MAX_OUTPUT_CHARS:
@@ -268,9 +280,6 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _joined_length(self, items: Any, glue: Any) -> int:
         between = len(glue) if isinstance(glue, str) else 0
-        if not hasattr(items, "__len__"):
-            # A generator of `map` and the like: charged item by item as it is drawn.
-            return between
         if isinstance(items, (str, range)):
             return len(items) * (between + 8)
         length = 0
@@ -281,24 +290,34 @@ class _Environment(ImmutableSandboxedEnvironment):
                 break
         return length
 
-    def _format_length(self, text: str, args: tuple[Any, ...]) -> int:
-        depth = 0
-        for char in text:
-            depth += (char == "{") - (char == "}")
-            if depth > 1 and "{{" not in text:
+    def _format_length(self, text: str, args: tuple[Any, ...], *, braces: bool) -> int:
+        if braces:
+            specs = [spec or "" for _, _, spec, _ in string.Formatter().parse(text)]
+            if any("{" in spec for spec in specs):
                 raise _LimitReached("format with braces inside braces")
-        if "*" in text:
-            raise _LimitReached(f"format wider than {MAX_WIDTH:,}: a width must be written as digits")
-        widths = [int(found) for found in _FORMAT_WIDTH.findall(text)[:MAX_ITEMS] if len(found) < 9]
-        if len(widths) != len(_FORMAT_WIDTH.findall(text)[:MAX_ITEMS]) or max(widths, default=0) > MAX_WIDTH:
+        else:
+            specs = _PERCENT.findall(text)
+            if any("*" in spec for spec in specs):
+                raise _LimitReached(f"format wider than {MAX_WIDTH:,}: write a width as digits")
+        widths = [int(width[:9]) for spec in specs for width in _DIGITS.findall(spec)]
+        if max(widths, default=0) > MAX_WIDTH:
             raise _LimitReached(f"format wider than {MAX_WIDTH:,}")
         for value in args:
             self._printable(value)
         longest = max((len(a) if isinstance(a, str) else 32 for a in args), default=0)
-        fields = text.count("{") + text.count("%")
-        return len(text) + sum(widths) + fields * longest
+        return len(text) + sum(widths) + len(specs) * longest
 
 
+def _without_text(value: Any) -> str:
+    if callable(value):
+        return f"{getattr(value, '__name__', 'this')} is a function, not text; call it with ()"
+    if isinstance(value, Fields):
+        return str(value)
+    return f"a {type(value).__name__} is not text"
+
+
+_PLAIN = (str, int, float, bool, type(None), range, jinja2.Undefined)
+"""What is printed as it is: its text depends on its value alone."""
 _TEXT_FILTERS = frozenset(
     {
         "capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace",
@@ -328,7 +347,8 @@ class CompiledTemplate:
         self._environment = _Environment()
         try:
             tree = self._environment.parse(text)
-            _charge(tree)
+            used = _used_names(tree)
+            tree = _Charging().visit(tree)
             code = self._environment.compile(tree, filename="<gbrun template>")
             self._template = jinja2.Template.from_code(
                 self._environment, code, self._environment.make_globals(None)
@@ -337,7 +357,7 @@ class CompiledTemplate:
             raise TemplateFailed(error.message or "syntax error", error.lineno) from error
         except (_LimitReached, RecursionError) as error:
             raise TemplateFailed(str(error) or "nested too deeply", 0) from error
-        self.names = _used_names(tree)
+        self.names = used
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text. Raises TemplateFailed with the template's line and a cause."""
@@ -386,29 +406,51 @@ def _line_of(template: jinja2.Template, error: BaseException) -> int:
     return line
 
 
-def _charge(tree: nodes.Template) -> None:
-    """Put a counter around what loops walk over, and a charge on what operators touch.
+class _Charging(NodeTransformer):
+    """Puts a counter around what loops walk over, and a charge on what operators and literals make.
 
-    Filters and calls are charged by the environment; comparisons, slices and `~` are compiled to
-    bare Python, so their operands are.
+    Filters and calls are charged by the environment; comparisons, slices, `~` and literals are
+    compiled to bare Python.
     """
 
-    def touched(node: nodes.Expr) -> nodes.Filter:
-        return nodes.Filter(node, "_touch", [], [], None, None, lineno=node.lineno)
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _filtered(node.iter, "_count")
+        return node
 
-    for loop in list(tree.find_all(nodes.For)):
-        loop.iter = nodes.Filter(loop.iter, "_count", [], [], None, None, lineno=loop.lineno)
-    for compare in list(tree.find_all(nodes.Compare)):
-        compare.expr = touched(compare.expr)
-        for operand in compare.ops:
-            operand.expr = touched(operand.expr)
-    for item in list(tree.find_all(nodes.Getitem)):
-        if isinstance(item.arg, nodes.Slice):
-            item.node = touched(item.node)
-    for concat in list(tree.find_all(nodes.Concat)):
-        # Not foldable while compiling, and checked as a whole: `a ~ a ~ a` makes one text.
-        values = nodes.List(concat.nodes, lineno=concat.lineno)
-        concat.nodes = [nodes.Filter(values, "_concat", [], [], None, None, lineno=concat.lineno)]
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _filtered(node.expr, "_touch")
+        for operand in node.ops:
+            operand.expr = _filtered(operand.expr, "_touch")
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = _filtered(node.node, "_touch")
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        # Checked as a whole: `a ~ a ~ a` makes one text.
+        return _filtered(nodes.List(node.nodes, lineno=node.lineno), "_concat")
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "_deep")
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "_deep")
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "_deep") if node.ctx == "load" else node
+
+
+def _filtered(node: Any, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
 def _used_names(tree: nodes.Template) -> frozenset[tuple[str, str]]:

@@ -33,10 +33,11 @@ from runner.model import (
     ShardLimits,
     Spec,
 )
+from runner.sealing import seal, sealed
 from runner.specpaths import SpecPaths
 from runner.tree import Origin, Tree
 from runner.units import byte_count
-from runner.variables import Values, fill, redact, resolve, seal, sealed
+from runner.variables import Values, fill, redact, resolve
 
 MAX_REQUESTS = 50_000
 """Default for `shards.max_requests`."""

@@ -14,7 +14,9 @@ from runner import decide, statefile
 from runner.blobs import BlobExists
 from runner.errors import StateChanged, SubmissionDeferred, SubmissionRefused, SubmissionUnknown
 from runner.model import Attempt, AttemptState, Job
+from runner.render import secrets_of
 from runner.run import Run, clock_text
+from runner.sealing import reveal
 
 
 def void(run: Run, attempt: Attempt) -> None:
@@ -94,10 +96,12 @@ def post(run: Run, attempt: Attempt) -> None:
 
 def _upload(run: Run, attempt: Attempt) -> str:
     hasher = hashlib.sha256()
+    secrets = secrets_of(run.spec)
     with tempfile.NamedTemporaryFile(prefix="gbrun-", suffix=".jsonl") as file:
         for line in run.store.shard_lines(attempt.shard_id):
-            hasher.update(line + b"\n")
-            file.write(line + b"\n")
+            sent = reveal(line, secrets, run.spec.name) + b"\n"
+            hasher.update(sent)
+            file.write(sent)
         file.flush()
         upload = run.backend.upload(Path(file.name), name=attempt.token, sha256=hasher.hexdigest())
     return upload.name

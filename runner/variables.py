@@ -6,7 +6,6 @@ Templates are left alone: there a variable is `{{ var.NAME }}`, known only when 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -360,21 +359,3 @@ def redact(diagnostic: Diagnostic, known: Values) -> Diagnostic:
             hint=diagnostic.hint.replace(secret, "(sensitive)"),
         )
     return diagnostic
-
-
-def seal(name: str, secret: str, salt: str) -> str:
-    """What stands for a sensitive value where it must not: a digest, salted by spec and variable."""
-    return "sensitive:" + hashlib.sha256(f"gbrun\0{salt}\0{name}\0{secret}".encode()).hexdigest()[:32]
-
-
-def sealed(value: Json, secrets: Mapping[str, str], salt: str) -> Json:
-    """A copy of `value` in which each of `secrets`, by variable name, is sealed wherever it occurs."""
-    if isinstance(value, Mapping):
-        return {key: sealed(item, secrets, salt) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [sealed(item, secrets, salt) for item in value]
-    if isinstance(value, str):
-        for name, secret in sorted(secrets.items(), key=lambda item: (-len(item[1]), item[0])):
-            if secret and secret in value:
-                value = value.replace(secret, seal(name, secret, salt))
-    return value

@@ -6,6 +6,7 @@ import hashlib
 import json
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ class Answered:
     ) -> export.Written:
         workspace = spec.folder / ".work"
         workspace.mkdir(exist_ok=True)
-        written = export.write(spec, self.store, lambda: iter(rows), self.stored.get, live, workspace)
+        with ExitStack() as held:
+            written = export.write(
+                spec, self.store, lambda: iter(rows), self.stored.get, live, workspace, held
+            )
+            written.place()
         assert list(workspace.iterdir()) == []
         return written
 
@@ -294,7 +299,9 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     with JsonlFile(path) as file:
         file.write(b"1\n")
         assert not path.exists()
-        found = file.commit()
+        found = file.seal()
+        assert not path.exists()
+        file.place()
     assert path.read_bytes() == b"1\n"
     assert found == (hashlib.sha256(b"1\n").hexdigest(), 2) == look(path)
     assert [p.name for p in path.parent.iterdir()] == ["x.jsonl"]
@@ -315,7 +322,8 @@ def test_many_lines(tmp_path: Path) -> None:
     with JsonlFile(tmp_path / "x.jsonl") as file:
         for line in lines:
             file.write(line)
-        digest, size = file.commit()
+        digest, size = file.seal()
+        file.place()
 
     whole = b"".join(lines)
     assert (tmp_path / "x.jsonl").read_bytes() == whole
@@ -325,7 +333,8 @@ def test_many_lines(tmp_path: Path) -> None:
 def test_a_file_has_the_rights_that_the_user_gives_new_files(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     with JsonlFile(tmp_path / "x.jsonl") as file:
-        file.commit()
+        file.seal()
+        file.place()
 
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "x.jsonl")]
     assert modes[0] == modes[1]

@@ -164,9 +164,6 @@ def test_a_damaged_index_is_rebuilt(store: Store, state: State, harm: Callable[[
     assert answers(store, state) == expected
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Index rebuilds what _open cannot read, not what sync or a lookup cannot"
-)
 def test_an_index_with_any_one_page_lost_is_rebuilt(store: Store, state: State) -> None:
     expected = answers(store, state)
     assert store.cache_folder is not None

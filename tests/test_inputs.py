@@ -100,14 +100,10 @@ def test_globs(tree: Path, glob: str, exclude: tuple[str, ...], expected: list[s
         assert [k for k in expected if not globs.matches(glob, k)] == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="globs._part hands `[` inside of [...] to re, which warns of a nested set"
-)
 def test_a_bracket_is_matched_by_a_set_of_it(tree: Path) -> None:
     assert keys(tree, "[[]x].txt") == ["[x].txt"]
 
 
-@pytest.mark.xfail(strict=True, reason="globs._part: a range from + to 0 holds /")
 def test_a_range_never_matches_a_slash() -> None:
     assert not globs.matches("a[+-0]b", "a/b")
 
@@ -168,7 +164,6 @@ def test_keys_are_composed(tmp_path: Path) -> None:
     ] == ["café.txt", "café.txt"]
 
 
-@pytest.mark.xfail(strict=True, reason="files.entries matches the name as it lies on disk, not the key")
 @pytest.mark.parametrize("glob", ["café.txt", "caf?.txt", "*é.txt"])
 def test_globs_match_keys_however_the_disk_spells_them(tmp_path: Path, glob: str) -> None:
     write(tmp_path, {DECOMPOSED: "x"})
@@ -194,9 +189,6 @@ def test_state_and_destination(tmp_path: Path) -> None:
     assert keys(tmp_path, "**/*.jsonl", **spec) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="files.entries: `never` holds real paths, the walk compares them as reached"
-)
 def test_state_and_destination_below_a_folder_that_is_a_link(tmp_path: Path) -> None:
     write(tmp_path / "real", dict.fromkeys(["a.txt", "st/state.json", "out.jsonl"], "x"))
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -205,14 +197,12 @@ def test_state_and_destination_below_a_folder_that_is_a_link(tmp_path: Path) -> 
     assert keys(folder, state=folder / "st") == ["a.txt"]
 
 
-@pytest.mark.xfail(strict=True, reason="files.entries: `never` lacks the errors file beside the destination")
 def test_the_errors_file_of_the_last_run(tmp_path: Path) -> None:
     write(tmp_path, dict.fromkeys(["a.jsonl", "out.jsonl", "out.errors.jsonl"], "x"))
 
     assert keys(tmp_path, "*.jsonl", ("out.jsonl",)) == ["a.jsonl"]
 
 
-@pytest.mark.xfail(strict=True, reason="files.entries walks whatever the literal part of the glob names")
 @pytest.mark.parametrize("glob", ["st/*.json", "st/rows/*", ".hidden/*.txt"])
 def test_a_glob_that_names_the_state_or_a_hidden_folder(tmp_path: Path, glob: str) -> None:
     write(tmp_path, dict.fromkeys(["st/state.json", "st/rows/1", ".hidden/a.txt"], "x"))
@@ -241,7 +231,6 @@ def test_a_link_out_of_the_folder_is_refused_unless_allowed(linked: Path, name: 
     assert found == ["a.txt", "deep/b.txt", "z" if name == "file" else "z/c.txt"]
 
 
-@pytest.mark.xfail(strict=True, reason="files._walk refuses a link before it looks at glob and exclude")
 @pytest.mark.parametrize(("glob", "exclude"), [("**/*", ("z.txt",)), ("**/*", ("z.*",)), ("a.txt", ())])
 def test_a_link_that_is_no_input_is_no_problem(linked: Path, glob: str, exclude: tuple[str, ...]) -> None:
     (linked / "z.txt").symlink_to(linked.parent / "outside" / "c.txt")
@@ -292,9 +281,6 @@ def test_a_folder_that_cannot_be_listed_is_an_error(linked: Path) -> None:
         (linked / "deep").chmod(0o700)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="files.entries: stat() of a file that vanished raises FileNotFoundError"
-)
 def test_a_file_that_vanishes_during_the_walk(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": "a", "b.txt": "b"})
     walk = inputs.entries(make_spec(tmp_path))
@@ -304,7 +290,6 @@ def test_a_file_that_vanishes_during_the_walk(tmp_path: Path) -> None:
         assert list(walk) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a name that is no UTF-8 becomes a key with lone surrogates")
 def test_a_name_that_is_not_text_is_refused_or_made_text(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.txt")).write_bytes(b"x")
     with suppress(InputUnreadable):

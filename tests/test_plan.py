@@ -180,7 +180,6 @@ def test_a_move_reruns_where_the_prompt_shows_the_path(past: Past) -> None:
 
 
 @pytest.mark.parametrize("outcome", [Outcome.REJECTED, Outcome.TRANSIENT])
-@pytest.mark.xfail(strict=True, reason="plan._find_renames pairs only rows that are new or reused")
 def test_the_move_of_a_row_that_failed_is_no_removal(past: Past, outcome: Outcome) -> None:
     made = after(past, c=outcome).plan({"a.txt": "alpha", "b.txt": "beta", "z.txt": "gamma"})
 
@@ -259,9 +258,6 @@ def test_attempts_are_counted_against_the_spec_of_now(past: Past) -> None:
     assert past.plan(DOCS, make_spec(failures=Failures(max_attempts=2))).counts[A.RETRY] == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Plan.has_changes takes a row that just failed for one that had failed"
-)
 @pytest.mark.parametrize(
     "documents",
     [
@@ -278,7 +274,6 @@ def test_a_row_that_turned_bad_changes_the_destination(past: Past, documents: An
     assert made.has_changes
 
 
-@pytest.mark.xfail(strict=True, reason="plan._record drops a failed row only where no row before it differs")
 def test_a_failed_row_is_told_wherever_it_stands(past: Past) -> None:
     after(past, b=Outcome.REJECTED)
     changed_before = past.plan({**DOCS, "a.txt": "ALPHA"})
@@ -477,15 +472,7 @@ def test_a_new_order_writes_the_destination_again(past: Past) -> None:
 
 @pytest.mark.parametrize(
     "known",
-    [
-        True,
-        pytest.param(
-            False,
-            marks=pytest.mark.xfail(
-                strict=True, reason="plan._flush writes changes first, whose keys are unique too"
-            ),
-        ),
-    ],
+    [True, False],
 )
 def test_two_inputs_with_one_key_are_an_error(past: Past, known: bool) -> None:
     if known:

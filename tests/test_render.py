@@ -321,7 +321,6 @@ def test_filling_a_skeleton_equals_encoding_the_whole(
     check_filling(text, system, constants)
 
 
-@pytest.mark.xfail(strict=True, reason="render._Skeleton takes a constant for a hole that the value lacks")
 def test_a_constant_that_looks_like_a_hole_that_is_not_there() -> None:
     check_filling("x", None, ["gbrun-hole-0-system"])
 

@@ -214,9 +214,6 @@ def test_work_is_bounded(text: str, words: str) -> None:
     assert found.line == 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sandbox._printable searches the text of lists for addresses, users' words too"
-)
 def test_words_that_look_like_an_address_are_printed() -> None:
     assert render("{{ [input.text] }}", {"text": "<x at 0x1f>"}) == "['<x at 0x1f>']"
 
@@ -371,9 +368,6 @@ def test_bombs_are_stopped_by_a_count(name: str, ends: Mapping[str, str]) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and time are the kernel's")
-@pytest.mark.xfail(
-    strict=True, reason="sandbox charges a list for its own length, not for the lists inside it"
-)
 @pytest.mark.parametrize("name", LOOSE_BOMBS)
 def test_bombs_that_are_not_stopped_yet(name: str, ends: Mapping[str, str]) -> None:
     assert ends[name] == "stopped"

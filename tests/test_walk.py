@@ -503,10 +503,6 @@ def nothing_twice(project: Any) -> None:
     assert sent == 8
 
 
-@pytest.mark.xfail(
-    strict=False,  # depends on the instant
-    reason="killed between the records and the state that names them: see the next test",
-)
 def test_killed_at_any_instant_the_next_apply_goes_on(new_project: Callable[..., Any], gbrun: Any) -> None:
     calm = new_project("calm")
     disturbed(calm)
@@ -538,9 +534,6 @@ def test_killed_at_any_instant_the_next_apply_goes_on(new_project: Callable[...,
     assert landed[True] >= 4, "too few of the kills met a running apply"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the destination is renamed before the root names it: then refused as foreign"
-)
 def test_killed_between_the_records_and_the_state_that_names_them(
     project: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,11 +25,21 @@ COMMANDS = {
     "apply": "Carry a plan out: submit, wait, collect, write the records.",
     "status": "Show what is in flight.",
     "wait": "Wait for what is in flight and collect it; submit nothing.",
+    "cancel": "Cancel what is in flight, keeping what comes back.",
+    "reconcile": "Hold the state against all jobs of the account.",
+    "import": "Take jobs of the account into the state.",
+    "destroy": "Delete what was made at the service; put the state aside.",
     "export": "Write the destinations again from stored answers.",
     "show": "Show the last apply, or the story of one row.",
-    "state": "Look into the state: list, show.",
+    "state": "Look into the state, or change it by hand.",
+    "lock": "Show who holds the lock of a state.",
+    "force-unlock": "Free a lock that nobody holds any more.",
+    "gc": "Delete parts of a state that nothing refers to.",
     "emulator": "Run the local emulator of the Gemini Batch API.",
 }
+
+_MODULES = {"import": "import_job"}
+"""Commands whose module cannot have their name."""
 
 
 class _LazyGroup(click.Group):
@@ -39,7 +49,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"runner.cli.{cmd_name}")
+        name = _MODULES.get(cmd_name) or cmd_name.replace("-", "_")
+        module = importlib.import_module(f"runner.cli.{name}")
         command: click.Command = module.command
         return command
 

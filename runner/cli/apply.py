@@ -71,6 +71,7 @@ def command(
         refuse_foreign(job, made, overwrite)
         refuse_fleeting(job, allow_local_state)
         if not made.has_changes:
+            job.record_spec(lock_timeout)
             return _settled_code(job, made)
         approve(auto_approve)
         return carry_out(
@@ -107,13 +108,13 @@ class Mode:
     retry: str = "transient"
 
 
-def approve(auto_approve: bool) -> None:
+def approve(auto_approve: bool, question: str = "Apply?") -> None:
     """Ask on a terminal. Raises GuardRefused without one, or where the answer is no."""
     if auto_approve:
         return
     if not sys.stdin.isatty():
         raise GuardRefused("nobody can be asked without a terminal", hint="add --auto-approve")
-    if not click.confirm("Apply?", err=True):
+    if not click.confirm(question, err=True):
         raise GuardRefused("not approved; nothing was done")
 
 

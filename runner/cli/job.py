@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 import uuid
@@ -31,10 +32,11 @@ from runner.blobs.memory import MemoryBlobs
 from runner.causes import Cause
 from runner.clock import SystemClock
 from runner.decide import Policy
-from runner.errors import StateForeign
+from runner.errors import StateError, StateForeign
 from runner.globs import Selector
 from runner.index import Index
 from runner.model import Action, Attempt, Basis, Change, Entry, Outcome, Plan, Spec, State
+from runner.plan import Selection, Signature
 from runner.render import Renderer, digest
 from runner.run import Event, Run, clock_text
 from runner.store import Store
@@ -59,9 +61,9 @@ class Job:
         )
         folder = self.spec.state
         if writes:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.state_label = _relative(folder)
-        self.store = Store(LocalBlobs(folder), folder, self.state_label)
+            _make(folder)
+        self.store = open_store(self.spec)
+        self.state_label = self.store.label
         self._stack = ExitStack()
         self._workspaces = 0
         self._backend: Backend | None = None
@@ -102,7 +104,7 @@ class Job:
         glob that matches nothing.
         """
         basis = ledger.basis(self.state, (attempt for attempt, _ in self.attempts))
-        selection = plan.Selection(
+        selection = Selection(
             target=Selector("--target", target) if target else None,
             replace=Selector("--replace", replace) if replace else None,
             retry=retry,
@@ -117,13 +119,13 @@ class Job:
         empty = Index(Store(MemoryBlobs(), None, self.state_label))
         try:
             empty.sync(None, ())
-            return self._plan(empty, Basis(), plan.Selection(), True)[0]
+            return self._plan(empty, Basis(), Selection(), True)[0]
         finally:
             empty.close()
 
     def _plan(
-        self, known: Index, basis: Basis, selection: plan.Selection, stat_cache: bool
-    ) -> tuple[Plan, list[tuple[str, plan.Signature]]]:
+        self, known: Index, basis: Basis, selection: Selection, stat_cache: bool
+    ) -> tuple[Plan, list[tuple[str, Signature]]]:
         with known.reading():
             return plan.make(
                 self.spec,
@@ -146,6 +148,16 @@ class Job:
         folder = self._temporary / f"work-{self._workspaces}"
         folder.mkdir()
         return folder
+
+    def record_spec(self, lock_timeout_s: float) -> None:
+        """Note that this spec was applied, where an apply has nothing else to do."""
+        if self.state is None or self.state.spec_digest == self.spec_digest:
+            return
+        with self.store.lock("apply", clock_text(SystemClock().now()), lock_timeout_s):
+            kept = ledger.Ledger(self.store)
+            kept.open()
+            self.store.put_spec(self.spec_digest, specfile.resolved(self.spec))
+            kept.save(dataclasses.replace(kept.state, spec_digest=self.spec_digest))
 
     def causes(self, made: Plan) -> list[Cause]:
         """What changed in the spec, for a plan that reruns rows because of it."""
@@ -292,15 +304,19 @@ class Job:
         ).run()
 
     def export(self, made: Plan) -> export.Written:
-        """Write the destinations from what is stored, for the rows of a plan."""
-        return export.write(
-            self.spec,
-            self.store,
-            lambda: self.rows(made),
-            self.index.stored,
-            self.index.live,
-            self._temporary,
-        )
+        """Write the destinations from what is stored, for the rows of a plan, and place them."""
+        with ExitStack() as held:
+            written = export.write(
+                self.spec,
+                self.store,
+                lambda: self.rows(made),
+                self.index.stored,
+                self.index.live,
+                self._temporary,
+                held,
+            )
+            written.place()
+        return written
 
     def __enter__(self) -> Job:
         return self
@@ -314,9 +330,30 @@ class Job:
         self._stack.close()
 
 
+def open_store(spec: Spec) -> Store:
+    """The store of a spec's state; nothing is read or created yet."""
+    return Store(LocalBlobs(spec.state), spec.state, _relative(spec.state))
+
+
+def state_of(chosen: Mapping[str, Any]) -> tuple[Spec, Store]:
+    """The spec and its store, for what must work with a state that cannot be read."""
+    spec = specfile.load(environ=os.environ, **chosen)
+    return spec, open_store(spec)
+
+
 def _unseen(found: Iterator[Entry]) -> Iterator[Entry]:
     """Entries that look like nothing known, so that every input is read."""
     return (Entry(entry.key, entry.source, entry.path) for entry in found)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StateError(
+            f"the state folder {folder} cannot be made: {error.strerror}",
+            hint="name another one with `state:` or --state",
+        ) from error
 
 
 def _relative(path: Path) -> str:

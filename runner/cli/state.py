@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from runner.cli.options import pick_spec, spec_options
-from runner.errors import UsageInvalid
+from runner.cli.options import Duration, pick_spec, spec_options
+from runner.errors import GbrunError, StateUnreadable, UsageInvalid
+
+if TYPE_CHECKING:
+    from runner.cli.job import Job
+    from runner.ledger import Ledger
+    from runner.purge import Subject
+
+_lock_timeout = click.option(
+    "--lock-timeout", type=Duration(), default=0.0, help="Wait this long for the state's lock."
+)
 
 
 @click.group("state")
 def command() -> None:
-    """Look into the state of a spec."""
+    """Look into the state of a spec, or change it by hand."""
 
 
 @command.command("list")
@@ -57,3 +69,179 @@ def show(key: str | None, **given: Any) -> None:
                 "requests": [dataclasses.asdict(found) for found in outcomes if found],
             }
     click.echo(orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
+
+
+@command.command("pull")
+@spec_options
+def pull(**given: Any) -> None:
+    """Print the root of the state, byte for byte, for a backup that `gbrun state push` takes back."""
+    from runner.cli.job import Job
+    from runner.store import ROOT
+
+    with Job(pick_spec(given)) as job:
+        _refuse_none(job)
+        data, _ = job.store.blobs.read(ROOT)
+    click.echo(data, nl=False)
+
+
+@command.command("push")
+@spec_options
+@click.argument("file", type=click.Path(path_type=Path))
+@_lock_timeout
+def push(file: Path, lock_timeout: float, **given: Any) -> None:
+    """Make FILE, a pulled root or one of history/, the root of the state.
+
+    Refuses the root of another state, an older one than the present, and one that would forget
+    answers that are paid for. The present root goes into history/.
+    """
+    from runner import roots
+    from runner.cli.job import state_of
+    from runner.clock import SystemClock
+    from runner.run import clock_text
+
+    spec, store = state_of(pick_spec(given))
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise StateUnreadable(
+            f"cannot read {file}: {error.strerror}", hint="name a file that `gbrun state pull` wrote"
+        ) from error
+    with store.lock("state push", clock_text(SystemClock().now()), lock_timeout):
+        done = roots.push(store, data, str(file), name=spec.name, env=spec.env)
+    if not done.changed:
+        click.echo(f"{store.label} has this root already, serial {done.state.serial}.")
+        return
+    click.echo(f"{store.label} is at serial {done.state.serial} now.")
+    for name in done.attached:
+        click.echo(f"  {name} is newer than {file.name}; the root names it, so its answers are not lost")
+
+
+@command.command("mv")
+@spec_options
+@click.argument("old")
+@click.argument("new")
+@_lock_timeout
+def mv(old: str, new: str, lock_timeout: float, **given: Any) -> None:
+    """Give the key OLD the name NEW, as for an input that was moved."""
+    from runner import keys
+
+    with _changing(given, "state mv", lock_timeout) as (job, ledger):
+        ledger.save(keys.rename(job.store, ledger.state, old, new))
+    click.echo(f"{old} is {new} now; the next apply writes the destinations with it.")
+
+
+@command.command("rm")
+@spec_options
+@click.argument("keys", nargs=-1, required=True)
+@_lock_timeout
+def rm(keys: tuple[str, ...], lock_timeout: float, **given: Any) -> None:
+    """Forget KEYS. Their outcomes stay: where the input is still there, they are reused."""
+    from runner.keys import forget
+
+    with _changing(given, "state rm", lock_timeout) as (job, ledger):
+        ledger.save(forget(job.store, ledger.state, keys))
+    click.echo(f"Forgot {len(set(keys)):,} key(s); the next apply writes the destinations without them.")
+
+
+@command.command("accept")
+@spec_options
+@click.argument("keys", nargs=-1, required=True)
+@_lock_timeout
+def accept(keys: tuple[str, ...], lock_timeout: float, **given: Any) -> None:
+    """Take the failures of KEYS as final: they are never tried again by themselves.
+
+    The rows stay failed, stay in the errors file and count as failures. `--replace` runs them again.
+    """
+    from runner.keys import accept as accept_keys
+
+    with _changing(given, "state accept", lock_timeout) as (job, ledger):
+        state, taken = accept_keys(job.store, ledger.state, keys, job.index.stored)
+        if taken:
+            ledger.save(state)
+    for one in taken:
+        click.echo(f"{one.request_id}  {one.outcome} {one.code}".rstrip() + "  accepted")
+    if not taken:
+        click.echo("Nothing changes: accepted before.")
+
+
+@command.command("purge")
+@spec_options
+@click.option("--key", "patterns", metavar="GLOB", multiple=True, required=True, help="Rows that go.")
+@click.option("--unknown", is_flag=True, help="Also stored requests that no known row names.")
+@click.option("--auto-approve", is_flag=True, help="Do not ask.")
+@_lock_timeout
+def purge(
+    patterns: tuple[str, ...], unknown: bool, auto_approve: bool, lock_timeout: float, **given: Any
+) -> None:
+    """Take rows out of every part of the state: texts, answers, keys; for good.
+
+    What the destinations and the service hold is not touched. Safe to interrupt: run it again.
+    """
+    import tempfile
+    from contextlib import closing
+
+    from runner.cli.apply import approve
+    from runner.globs import Selector
+    from runner.purge import Purge
+
+    selector = Selector("--key", patterns)
+    with (
+        _changing(given, "state purge", lock_timeout) as (job, ledger),
+        tempfile.TemporaryDirectory(prefix="gbrun-") as workspace,
+        closing(Purge(job.store, selector.matches, Path(workspace), unknown=unknown)) as one,
+    ):
+        subject = one.look(ledger.state)
+        selector.check()
+        _show_subject(subject, unknown)
+        approve(auto_approve, "Purge for good?")
+        job.index.close()
+        one.run(ledger)
+        paths = ", ".join(destination.path for destination in job.spec.destinations)
+    click.echo(
+        f"Purged from {job.state_label}. Not touched:\n"
+        f"  {paths}: the next apply, or gbrun export, writes it without these rows\n"
+        "  the inputs: a row whose input is still there is new, and sent again\n"
+        f"  the service: uploads, jobs and outputs there{_EMULATOR if not job.spec.backend.paid else ''}"
+    )
+
+
+_EMULATOR = " (of `backend: local`, the folder emulator/ in the state)"
+
+
+def _show_subject(subject: Subject, unknown: bool) -> None:
+    click.echo(f"Purge: {subject.row_count:,} row(s), {len(subject.requests):,} request(s)")
+    for key in sorted(subject.keys)[:20]:
+        click.echo(f"  - {key}")
+    if len(subject.keys) > 20:
+        click.echo(f"  ... and {len(subject.keys) - 20:,} more keys")
+    for key in sorted(subject.former):
+        click.echo(f"  - {key} (the same document under a former key)")
+    for key in sorted(set(subject.shared.values())):
+        click.echo(f"  = kept: what the row {key} asks too; purge that key as well, or its text stays")
+    if subject.unknown_count:
+        words = "go too" if unknown else "stay (--unknown takes them out)"
+        click.echo(f"  {subject.unknown_count:,} stored request(s) belong to no known row, and {words}")
+
+
+def _refuse_none(job: Job) -> None:
+    if job.state is None:
+        raise GbrunError("nothing has been applied yet", hint=f"gbrun apply {job.spec.path.name}")
+
+
+@contextmanager
+def _changing(given: dict[str, Any], operation: str, lock_timeout_s: float) -> Iterator[tuple[Job, Ledger]]:
+    """The state under its lock, with nothing in flight; the old root is kept."""
+    from runner import keys
+    from runner.cli.job import Job
+    from runner.clock import SystemClock
+    from runner.ledger import Ledger
+    from runner.run import clock_text
+
+    with Job(pick_spec(given)) as job:
+        _refuse_none(job)
+        with job.store.lock(operation, clock_text(SystemClock().now()), lock_timeout_s):
+            job.refresh()
+            ledger = Ledger(job.store)
+            ledger.open()
+            keys.refuse_live(ledger.attempts.values())
+            yield job, ledger

@@ -9,12 +9,15 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runner import __version__
 from runner.errors import Diagnostic, GbrunError, SpecInvalid
+
+if TYPE_CHECKING:
+    from runner.run import Event
 
 _COLOURS = {
     "+": "green", "~": "yellow", "!": "yellow", "-": "red", "x": "red", "=": None, "…": "cyan"
@@ -61,6 +64,11 @@ def show_warnings(found: Iterable[Diagnostic]) -> None:
     text = diagnostics.text(found)
     if text:
         click.echo(text, err=True, nl=False)
+
+
+def show_event(event: Event) -> None:
+    """One event on stderr, as a line."""
+    click.echo(f"{event.kind:<10} {event.token}  {event.text}", err=True)
 
 
 def show_lines(lines: Iterable[str], *, err: bool = False) -> None:

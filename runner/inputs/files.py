@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner import globs
@@ -39,31 +41,31 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
     """The files of one source, sorted by key (by code point), each with its signature.
 
     Raises:
-        InputUnreadable: a folder cannot be listed, or a link leads out of the spec's folder.
+        InputUnreadable: a folder cannot be listed, a file vanished meanwhile, a name is no text, or a
+            link leads out of the spec's folder.
     """
     folder = str(spec.folder)
     literal, rest = globs.split(source.glob)
     start = os.path.normpath(os.path.join(folder, literal)) if literal else folder
     base = os.path.relpath(start, folder).replace(os.sep, "/")
     prefix = "" if base == "." else f"{base}/"
-    wanted = globs.compile_glob(rest)
-    excluded = [globs.compile_glob(pattern) for pattern in source.exclude]
-    never = {os.path.realpath(spec.state)}
-    never.update(os.path.realpath(os.path.join(folder, d.path)) for d in spec.destinations)
-    recursive = "**" in rest.split("/")
-    depth = None if recursive else rest.count("/")
-    inside = None if spec.allow_outside else os.path.realpath(folder)
-    if not os.path.isdir(start):
+    never = _Never(spec)
+    hidden = any(part.startswith(".") and part != ".." for part in prefix.split("/"))
+    if hidden or not os.path.isdir(start) or never.covers(start):
         return
-    for relative, found in _walk(start, "", depth, inside, frozenset({os.path.realpath(start)}), never):
-        if not wanted.fullmatch(relative):
-            continue
-        key = prefix + relative
-        if not key.isascii():
-            key = unicodedata.normalize("NFC", key)
-        if excluded and any(pattern.fullmatch(key) for pattern in excluded):
-            continue
-        stat = found.stat()
+    walk = _Walk(
+        wanted=globs.compile_glob(rest),
+        excluded=[globs.compile_glob(pattern) for pattern in source.exclude],
+        prefix=prefix,
+        inside=None if spec.allow_outside else os.path.realpath(folder),
+        never=never,
+    )
+    depth = None if "**" in rest.split("/") else rest.count("/")
+    for relative, key, found in walk.files(start, "", depth, frozenset({os.path.realpath(start)})):
+        try:
+            stat = found.stat()
+        except OSError as error:
+            raise InputUnreadable(f"{prefix}{relative} cannot be looked at: {error.strerror}") from error
         signature = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         yield Entry(key, index, found.path, signature)
 
@@ -114,49 +116,93 @@ def read(source: FilesSource, entry: Entry) -> Row | BadRow:
     return Row(entry.key, fields, hashlib.sha256(data).hexdigest())
 
 
-def _walk(
-    folder: str,
-    prefix: str,
-    depth: int | None,
-    inside: str | None,
-    ancestors: frozenset[str],
-    never: set[str],
-) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Files below a folder as (relative name, entry), in the order of their full names."""
-    try:
-        with os.scandir(folder) as listing:
-            found = [(_sort_name(e), e) for e in listing if not e.name.startswith(".")]
-    except OSError as error:
-        raise InputUnreadable(f"cannot list {prefix or folder}: {error.strerror}") from error
-    found.sort(key=lambda pair: pair[0])
-    for name, entry in found:
-        linked = entry.is_symlink()
-        if linked and inside is not None and not _is_inside(os.path.realpath(entry.path), inside):
+class _Never:
+    """Paths that are never inputs: the state, the destinations and the files beside them."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._state = os.path.realpath(spec.state)
+        self._paths = {self._state}
+        for destination in spec.destinations:
+            path = os.path.realpath(os.path.join(spec.folder, destination.path))
+            stem, _ = os.path.splitext(path)
+            self._paths |= {path, f"{stem}.errors.jsonl"}
+        self._names = {os.path.basename(path) for path in self._paths}
+
+    def covers(self, folder: str) -> bool:
+        """Whether a folder is the state or lies inside of it."""
+        return Path(os.path.realpath(folder)).is_relative_to(self._state)
+
+    def holds(self, path: str) -> bool:
+        """Whether a path, by whatever links it was reached, is one of them."""
+        # Real paths are asked for only where the name fits: there is one per file of a walk.
+        return os.path.basename(path) in self._names and os.path.realpath(path) in self._paths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Walk:
+    wanted: re.Pattern[str]
+    excluded: list[re.Pattern[str]]
+    prefix: str
+    inside: str | None
+    """Folder that links must not leave, None where they may."""
+    never: _Never
+
+    def files(
+        self, folder: str, below: str, depth: int | None, ancestors: frozenset[str]
+    ) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
+        """Files below a folder as (name relative to the start, key, entry), in the order of keys."""
+        try:
+            with os.scandir(folder) as listing:
+                found = [(_sort_name(e), e) for e in listing if not e.name.startswith(".")]
+        except OSError as error:
             raise InputUnreadable(
-                f"{prefix}{entry.name} is a link that leaves the spec's folder",
+                f"cannot list {self.prefix}{below or '.'}: {error.strerror}", hint="mend it or exclude it"
+            ) from error
+        found.sort(key=_first)
+        for name, entry in found:
+            relative = below + name
+            if name.endswith("/"):
+                if depth == 0:
+                    continue
+                real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                if real in ancestors or self.never.holds(entry.path):
+                    continue
+                self._check_link(relative, entry)
+                deeper = None if depth is None else depth - 1
+                yield from self.files(entry.path, relative, deeper, ancestors | {os.path.realpath(real)})
+                continue
+            if not self.wanted.fullmatch(relative):
+                continue
+            key = self.prefix + relative
+            if self.excluded and any(pattern.fullmatch(key) for pattern in self.excluded):
+                continue
+            self._check_link(relative, entry)
+            if entry.is_file() and not self.never.holds(entry.path):
+                yield relative, key, entry
+
+    def _check_link(self, relative: str, entry: os.DirEntry[str]) -> None:
+        if self.inside is None or not entry.is_symlink():
+            return
+        if not Path(os.path.realpath(entry.path)).is_relative_to(self.inside):
+            raise InputUnreadable(
+                f"{self.prefix}{relative.rstrip('/')} is a link that leaves the spec's folder",
                 hint="set `allow_outside: true` to follow it, or exclude it",
             )
-        if name.endswith("/"):
-            real = os.path.realpath(entry.path) if linked else entry.path
-            if depth == 0 or real in ancestors or real in never:
-                continue
-            yield from _walk(
-                entry.path,
-                prefix + name,
-                None if depth is None else depth - 1,
-                inside,
-                ancestors | {os.path.realpath(real)},
-                never,
-            )
-        elif entry.is_file() and entry.path not in never:
-            yield prefix + entry.name, entry
+
+
+def _first(pair: tuple[str, os.DirEntry[str]]) -> str:
+    return pair[0]
 
 
 def _sort_name(entry: os.DirEntry[str]) -> str:
-    # A folder sorts as `name/`, as in git: then a walk yields whole paths in sorted order.
-    name = entry.name if entry.name.isascii() else unicodedata.normalize("NFC", entry.name)
+    """The name in NFC; a folder as `name/`, as in git, so that a walk yields whole paths in order."""
+    name = entry.name
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise InputUnreadable(
+                f"the file name {os.fsencode(name)!r} is not UTF-8", hint="rename it, or exclude its folder"
+            ) from error
+        name = unicodedata.normalize("NFC", name)
     return name + "/" if entry.is_dir() else name
-
-
-def _is_inside(path: str, folder: str) -> bool:
-    return Path(path).is_relative_to(folder)

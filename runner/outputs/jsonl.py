@@ -12,7 +12,7 @@ from runner.errors import GbrunError
 
 
 class JsonlFile:
-    """A file written beside its place and moved there by `commit`; without it nothing changes."""
+    """A file written beside its place: `seal` ends the writing, `place` moves it there."""
 
     def __init__(self, path: Path) -> None:
         """Raises GbrunError where the folder cannot be made or written."""
@@ -38,8 +38,8 @@ class JsonlFile:
         if self._buffered >= 1 << 20:
             self._flush()
 
-    def commit(self) -> tuple[str, int]:
-        """Put the file in its place and return its SHA-256 (hex) and size in bytes."""
+    def seal(self) -> tuple[str, int]:
+        """Finish the writing and return the SHA-256 (hex) and the size in bytes."""
         try:
             self._flush()
             self._file.flush()
@@ -49,12 +49,19 @@ class JsonlFile:
             umask = os.umask(0)
             os.umask(umask)
             self._temporary.chmod(0o666 & ~umask)
+        except OSError as error:
+            raise GbrunError(f"cannot write {self.path}: {error.strerror}") from error
+        return self._hash.hexdigest(), self.byte_count
+
+    def place(self) -> None:
+        """Move the sealed file to its place, in one step."""
+        assert self._temporary is not None
+        try:
             self._temporary.replace(self.path)
             self._temporary = None
             sync_folder(self.path.parent)
         except OSError as error:
             raise GbrunError(f"cannot write {self.path}: {error.strerror}") from error
-        return self._hash.hexdigest(), self.byte_count
 
     def __enter__(self) -> JsonlFile:
         return self

@@ -20,6 +20,9 @@ class Violation(BaseException):
         self.invariant = invariant
         self.text = text
 
+    def __reduce__(self) -> tuple[type[Violation], tuple[str, str]]:
+        return (Violation, (self.invariant, self.text))
+
 
 @dataclass(slots=True, eq=False)
 class Process:
