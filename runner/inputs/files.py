@@ -153,7 +153,9 @@ class _Walk:
         """Files below a folder as (name relative to the start, key, entry), in the order of keys."""
         try:
             with os.scandir(folder) as listing:
-                found = [(_sort_name(e), e) for e in listing if not e.name.startswith(".")]
+                found = [
+                    (_sort_name(e, self.prefix + below), e) for e in listing if not e.name.startswith(".")
+                ]
         except OSError as error:
             raise InputUnreadable(
                 f"cannot list {self.prefix}{below or '.'}: {error.strerror}", hint="mend it or exclude it"
@@ -194,7 +196,7 @@ def _first(pair: tuple[str, os.DirEntry[str]]) -> str:
     return pair[0]
 
 
-def _sort_name(entry: os.DirEntry[str]) -> str:
+def _sort_name(entry: os.DirEntry[str], folder: str) -> str:
     """The name in NFC; a folder as `name/`, as in git, so that a walk yields whole paths in order."""
     name = entry.name
     if not name.isascii():
@@ -202,7 +204,8 @@ def _sort_name(entry: os.DirEntry[str]) -> str:
             name.encode()
         except UnicodeEncodeError as error:
             raise InputUnreadable(
-                f"the file name {os.fsencode(name)!r} is not UTF-8", hint="rename it, or exclude its folder"
+                f"the file name {os.fsencode(folder + name)!r} is not UTF-8",
+                hint="rename it, or exclude its folder",
             ) from error
         name = unicodedata.normalize("NFC", name)
     return name + "/" if entry.is_dir() else name

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +51,48 @@ def test_a_range_ends_with_the_blob(blobs: Blobs) -> None:
     assert blobs.read_range("a", 2, 3) == b"234"
     assert blobs.read_range("a", 8, 5) == b"89"
     assert blobs.read_range("a", 20, 5) == b""
+
+
+def test_a_blob_knows_when_it_was_written(blobs: Blobs) -> None:
+    begun_s = time.time()
+    version = blobs.create("a", b"x")
+    assert begun_s - 2 <= blobs.modified_s("a") <= time.time() + 2
+    first_s = blobs.modified_s("a")
+    time.sleep(0.02)
+    blobs.replace("a", b"y", version)
+    assert blobs.modified_s("a") > first_s
+    with pytest.raises(BlobMissing):
+        blobs.modified_s("none")
+
+
+def test_finished_writes_are_not_unfinished(blobs: Blobs) -> None:
+    blobs.create("a/b", b"x")
+    with pytest.raises(RuntimeError):
+        blobs.create_from("a/c", _failing_chunks())
+    assert list(blobs.unfinished()) == []
+
+
+def _failing_chunks() -> Iterator[bytes]:
+    yield b"half"
+    raise RuntimeError("killed")
+
+
+def test_what_a_killed_writer_left_is_seen_and_deleted(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path)
+    blobs.create("a/b", b"x")
+    (tmp_path / "a/.tmp-0123").write_bytes(b"half")
+    (tmp_path / ".tmp-4567").write_bytes(b"")
+    (tmp_path / ".cas").touch()
+
+    found = {one.name: one.byte_count for one in blobs.unfinished()}
+    assert found == {"a/.tmp-0123": 4, ".tmp-4567": 0}
+    for name in ("a/b", ".cas", "../.tmp-1", "a/.tmp-1/b"):
+        with pytest.raises(UsageInvalid):
+            blobs.delete_unfinished(name)
+    for name in (*found, "a/.tmp-0123"):
+        blobs.delete_unfinished(name)
+    assert list(blobs.unfinished()) == []
+    assert list(blobs.list("")) == ["a/b"]
 
 
 def test_missing_blobs_say_so(blobs: Blobs) -> None:

@@ -157,14 +157,13 @@ class ProcessBlobs:
 class Records(JsonlFile):
     """A destination at which a process can die."""
 
-    def commit(self) -> tuple[str, int]:
-        """See `JsonlFile.commit`."""
+    def place(self) -> None:
+        """See `JsonlFile.place`."""
         assert _world is not None
         label = "errors" if ".errors." in self.path.name else "records"
         _world.effect(_world.process, f"{label} before")
-        got = super().commit()
+        super().place()
         _world.visit(_world.process, f"{label} after")
-        return got
 
 
 _world: World | None = None
