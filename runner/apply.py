@@ -31,6 +31,8 @@ _OUTAGE_FIRST_S = 5.0
 _OUTAGE_MAX_S = 300.0
 _OUTAGES_WITHOUT_WAIT = 3
 """Passing faults in a row after which a run that does not wait gives up."""
+_BY_PLAN = (decide.Prepare, decide.Repack, decide.Done)
+"""Steps that are right only as long as the plan is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,8 @@ class Apply:
         self._new_lineage = new_lineage
         self._stop = stop
         self._lock_timeout_s = lock_timeout_s
+        self._disturbed = False
+        """Whether another run changed the state since the plan was made."""
         self._outages = 0
         """Passing faults in a row."""
         self._outage_until = 0.0
@@ -142,6 +146,11 @@ class Apply:
                     if now < self._outage_until
                     else decide.decide(self._situation(), run.policy, now)
                 )
+                if self._disturbed and isinstance(step, _BY_PLAN):
+                    # Another run may have sent, or finished, what this plan still wants to send.
+                    raise PlanStale(
+                        "another run changed the state while this one was waiting", hint="plan again"
+                    )
                 if isinstance(step, decide.Done):
                     # A run that only collects must not present an unsubmitted plan as its result.
                     if step.complete and (run.policy.submit or not self._plan.shards):
@@ -187,7 +196,7 @@ class Apply:
     def _reload(self) -> None:
         ledger = self._run.ledger
         before = ledger.state.spec_digest
-        ledger.reload()
+        self._disturbed |= ledger.reload()
         if ledger.state.spec_digest != before and self._run.policy.submit:
             raise PlanStale(
                 "another run applied another version of the spec while this one was waiting;"

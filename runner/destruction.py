@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import collection, statefile
+from runner import cancellation, collection, statefile, submission
 from runner.errors import BackendError, GuardRefused, StateError
 from runner.model import Attempt, AttemptState, Job, Json, Spec
 from runner.run import Run
@@ -78,6 +78,20 @@ def check_allowed(spec: Spec, applied: Mapping[str, Json] | None) -> None:
                 f"{path} lies in the state folder {spec.state}, which would be put aside with it",
                 hint="move it out of the folder",
             )
+
+
+def empty(run: Run, found: Remains, timeout_s: float | None) -> bool:
+    """End what is in flight, keep what it brought, and delete; False where jobs did not end in time."""
+    # Jobs that showed up after they were given up hold paid answers too.
+    submission.survey(run)
+    tokens = [attempt.token for attempt in cancellation.in_flight(run.ledger.attempts.values())]
+    names = cancellation.cancel(run, tokens)
+    interval_s = run.policy.poll_interval_s
+    if not cancellation.wait_for_end(run.backend, names, run.clock, interval_s, timeout_s):
+        return False
+    collect(run, tokens)
+    delete(run, found)
+    return True
 
 
 def collect(run: Run, tokens: Iterable[str]) -> None:

@@ -38,13 +38,18 @@ class Ledger:
             self.state = state
         self._take(self._store.attempts())
 
-    def reload(self) -> None:
-        """Read everything again. Raises StateChanged where the state is gone."""
+    def reload(self) -> bool:
+        """Read everything again; whether someone else has changed anything.
+
+        Raises StateChanged where the state is gone.
+        """
+        before = (self._version, self._versions)
         state, version = self._store.load()
         if state is None:
             raise StateChanged("the state was deleted while this run was waiting")
         self.state, self._version = state, version
         self._take(self._store.attempts())
+        return before != (self._version, self._versions)
 
     def basis(self) -> Basis:
         """What a plan made from this would have as its basis."""

@@ -31,17 +31,18 @@ ORDER = words("""
     lints specformat
     inputs.files inputs
     render shard rowclass rowtable planspool plan causes
-    store index results ingest
+    store index garbage roots keys results ingest
     outputs outputs.jsonl export
     emulator emulator.patterns emulator.messages emulator.wire emulator.database emulator.faults
     emulator.files emulator.jobs emulator.values emulator.answers emulator.spoils emulator.rules
     emulator.operations emulator.rows emulator.service emulator.worker emulator.handler emulator.server
     emulator.foreground emulator.__main__ emulator.process
     backends backends.memory backends.gemini backends.local backends.retry
-    decide principal ledger run submission collection finish apply
+    decide principal ledger purge run submission collection finish apply
     events view story
     cli.options cli.terminal cli cli.__main__ cli.job cli.init cli.schema cli.fmt cli.emulator cli.validate
     cli.render cli.plan cli.apply cli.status cli.wait cli.export cli.show cli.state
+    cli.lock cli.force_unlock cli.gc
 """)  # fmt: skip
 PURE = words("""
     errors model globs sealing statefile parts sandbox response_schema render shard rowclass plan causes results ingest decide

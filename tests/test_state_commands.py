@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -36,13 +37,24 @@ def past(tmp_path: Path) -> Iterator[Past]:
     made.close()
 
 
-@pytest.fixture
-def applied(project: Any) -> Any:
+@pytest.fixture(scope="module")
+def template(
+    tmp_path_factory: pytest.TempPathFactory, make_gbrun: Callable[..., Any], make_project: Any
+) -> Path:
     """Four notes, applied; the second holds the mark."""
-    project.inputs(4)
-    project.write("inputs/001.txt", f"A note about {MARK}.\n")
-    project.spec()
-    project.apply()
+    folder = tmp_path_factory.mktemp("applied")
+    made = make_project(folder / "project", make_gbrun(folder / "home"))
+    made.inputs(4)
+    made.write("inputs/001.txt", f"A note about {MARK}.\n")
+    made.spec()
+    made.apply()
+    return folder / "project"
+
+
+@pytest.fixture
+def applied(template: Path, project: Any) -> Any:
+    """A copy of it for one test."""
+    shutil.copytree(template, project.folder, dirs_exist_ok=True)
     return project
 
 
@@ -362,7 +374,6 @@ def test_a_purged_row_is_in_no_part(applied: Any) -> None:
     applied.apply()
     (applied.folder / key).unlink()
     others = {record["_key"]: record for record in applied.records() if record["_key"] != key}
-    answer = next(record for record in applied.records() if record["_key"] == key)
     asked = [
         json.loads(line)["key"]
         for data in applied.shards().values()
@@ -385,7 +396,6 @@ def test_a_purged_row_is_in_no_part(applied: Any) -> None:
     assert "removed" not in plan
     applied.apply()
     assert {record["_key"]: record for record in applied.records()} == others
-    assert str(answer.get("topic")) not in json.dumps(list(others.values())) or True
     assert applied.requests_sent() == sent
     assert "No changes." in applied.plan()
     for name in ("000", "002", "003"):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from runner.model import Plan
     from runner.run import Event
 
-_REPLANS = 5
+_REPLANS = 50
+"""Plans made anew because other runs moved the state on, before giving up."""
 
 
 @click.command("apply")

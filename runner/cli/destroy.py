@@ -49,7 +49,7 @@ def command(auto_approve: bool, wait_timeout: float | None, lock_timeout: float,
 
 def _empty(job: Job, run: Run, auto_approve: bool, wait_timeout: float | None) -> bool:
     """Show, ask, end what is in flight, keep what it brought, and delete; False where it did not end."""
-    from runner import cancellation, destruction, submission
+    from runner import cancellation, destruction
     from runner.cli.apply import approve
 
     attempts = list(run.ledger.attempts.values())
@@ -65,14 +65,7 @@ def _empty(job: Job, run: Run, auto_approve: bool, wait_timeout: float | None) -
     click.echo(f"  {len(found.jobs):,} job(s) and {len(found.uploads):,} upload(s) to be deleted")
     click.echo("  the state folder is renamed; destinations stay")
     approve(auto_approve, "Destroy?")
-    # Jobs that showed up after they were given up hold paid answers too.
-    submission.survey(run)
-    tokens = [attempt.token for attempt in cancellation.in_flight(run.ledger.attempts.values())]
-    names = cancellation.cancel(run, tokens)
-    interval = run.policy.poll_interval_s
-    if not cancellation.wait_for_end(run.backend, names, run.clock, interval, wait_timeout):
+    if not destruction.empty(run, found, wait_timeout):
         click.echo("Jobs have not ended yet; nothing was deleted. Run destroy again.", err=True)
         return False
-    destruction.collect(run, tokens)
-    destruction.delete(run, found)
     return True

@@ -151,7 +151,10 @@ class Service(MemoryBackend):
         """Every job, strangers' first: they are newer."""
         for number in range(self._stranger_count):
             yield Job(job_name=f"batches/other{number}", display_name="other", state=JobState.RUNNING)
-        yield from super().jobs()
+        shown = list(super().jobs())
+        if len(shown) < len(self._jobs):
+            self._world.faults.injected["list_lag"] += 1
+        yield from shown
 
     def data(self, job: Job) -> bytes:
         """A job's output."""
