@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runner import decide, statefile
 from runner.blobs import BlobExists
-from runner.errors import StateChanged, SubmissionDeferred, SubmissionRefused, SubmissionUnknown
+from runner.errors import PlanStale, StateChanged, SubmissionDeferred, SubmissionRefused, SubmissionUnknown
 from runner.model import Attempt, AttemptState, Job
 from runner.render import secrets_of
 from runner.run import Run, clock_text
@@ -173,6 +173,7 @@ def survey(run: Run) -> None:
     long after it was given up.
     """
     attempts = run.ledger.attempts
+    late = False
     prefix = f"gb1-{run.ledger.state.lineage[:8]}-"
     for job in run.backend.jobs():
         token = job.display_name
@@ -186,18 +187,30 @@ def survey(run: Run) -> None:
                 f"{job.job_name} carries this state's name and is not known to it;"
                 f" gbrun import {run.spec.path.name} {job.job_name} takes it in",
             )
-        elif known.state is AttemptState.ABANDONED:
+    elif known.state is AttemptState.ABANDONED:
             run.event("late", token, f"{job.job_name} was made after all; what it brings is kept")
-            if not job.state.terminal:
+            if _made_again(run, known) and not job.state.terminal:
                 run.backend.cancel(job.job_name)
             _submitted(run, known, job, adopted=True)
+            late = True
         elif known.job_name and known.job_name != job.job_name and not job.state.terminal:
             run.event("duplicate", token, f"{job.job_name} is a second job; cancelled")
             run.backend.cancel(job.job_name)
     run.surveyed = True
+    if late:
+        raise PlanStale("a job that was given up is there after all", hint="plan again")
 
 
 def _send_again(run: Run, attempt: Attempt) -> None:
     if attempt.token in run.wanted:
         run.wanted.discard(attempt.token)
         run.todo.insert(0, attempt.shard_id)
+
+
+def _made_again(run: Run, given_up: Attempt) -> bool:
+    """Whether the shard of an attempt that was given up has been submitted once more."""
+    ended = (AttemptState.VOID, AttemptState.REFUSED, AttemptState.ABANDONED)
+    return any(
+        a.shard_id == given_up.shard_id and a.number > given_up.number and a.state not in ended
+        for a in run.ledger.attempts.values()
+    )

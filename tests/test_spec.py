@@ -106,6 +106,7 @@ shards: {max_requests: 10, max_bytes: 14 MiB}
 concurrency: {max_jobs: 2}
 guards: {min_rows: 0, max_removed_ratio: 1}
 failures: {max_ratio: 0.5, max_attempts: 1}
+lifecycle: {prevent_destroy: true}
 cleanup: keep
 """,
         (
@@ -135,6 +136,7 @@ cleanup: keep
     assert (found.shards.max_requests, found.shards.max_bytes) == (10, 14 * 1024 * 1024)
     assert (found.max_jobs, found.guards.min_rows, found.guards.max_removed_ratio) == (2, 0, 1)
     assert (found.failures.max_ratio, found.failures.max_attempts) == (0.5, 1)
+    assert found.prevent_destroy
     assert found.output_schema is not None
     assert list(found.output_schema["properties"]) == ["z", "a"]
     assert found.tools == ({"google_search": {}},)
@@ -385,6 +387,8 @@ def test_digest_follows_what_is_asked_and_not_how_it_is_written(load: Load) -> N
     assert spec.digest(load("# a comment\n", ("version: 1", "\n\nversion: 1"))) == before
     assert spec.digest(load("cleanup: inputs\n")) == before
     assert spec.digest(load("cleanup: keep\n")) != before
+    assert spec.digest(load("lifecycle: {prevent_destroy: false}\n")) == before
+    assert spec.digest(load("lifecycle: {prevent_destroy: true}\n")) != before
     assert spec.digest(load("", ("Which team?", "Which team? "))) != before
     backend = "backend: {type: gemini, base_url: 'http://127.0.0.1:%s'}"
     ports = [spec.digest(load("", ("backend: local", backend % port))) for port in (1, 2)]

@@ -383,6 +383,8 @@ def test_a_purged_row_is_in_no_part(applied: Any) -> None:
     assert len(asked) == 3
     assert len(holders(applied.state, MARK)) >= 6  # shards and answers
     assert "rows/3.jsonl.gz" in holders(applied.state, key)
+    assert "index.sqlite" in holders(applied.state, key)
+    (applied.state / "shards/.tmp-0123").write_text(f"what a killed run left of {MARK}")
 
     got = applied.run("state", "purge", "job.yaml", "--key", key, "--auto-approve")
 

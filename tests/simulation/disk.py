@@ -177,15 +177,20 @@ def enter(world: World | None) -> None:
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
-    """All files below a folder."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The destinations, and the state where it lies in files."""
+    return {path: path.read_bytes() for path in _files(folder)}
 
 
 def restore(folder: Path, files: dict[Path, bytes]) -> None:
-    """Put a folder's files back."""
-    for path in folder.rglob("*"):
-        if path.is_file() and path not in files:
+    """Put those files back as they were."""
+    for path in _files(folder):
+        if path not in files:
             path.unlink()
     for path, data in files.items():
         if not path.exists() or path.read_bytes() != data:
             path.write_bytes(data)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [*folder.iterdir(), *(folder / "state").rglob("*")]
+    return [path for path in found if path.is_file()]

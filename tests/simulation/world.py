@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -344,15 +345,18 @@ def simulate(seed: int) -> Report:
     """Live the life of a seed. The report holds the violation, where there was one."""
     with _place() as folder:
         shape = shape_of(seed)
-        reference = _reference(shape, folder)
         faults = Faults(seed)
-        _clear(folder)
-        world = World(seed, shape, faults, folder)
-        report = world.report
+        report = Report(seed)
         try:
+            reference = _reference(shape, folder)
+            _clear(folder)
+            world = World(seed, shape, faults, folder)
+            report = world.report
             _live(world, reference)
         except Violation as violation:
             report.violation = violation
+        except Exception:
+            report.violation = Violation("no run ends in a bug", traceback.format_exc())
         report.visits = faults.visits
         report.crashes = faults.crashed
         report.faults = faults.injected
