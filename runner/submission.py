@@ -187,7 +187,7 @@ def survey(run: Run) -> None:
                 f"{job.job_name} carries this state's name and is not known to it;"
                 f" gbrun import {run.spec.path.name} {job.job_name} takes it in",
             )
-    elif known.state is AttemptState.ABANDONED:
+        elif known.state is AttemptState.ABANDONED:
             run.event("late", token, f"{job.job_name} was made after all; what it brings is kept")
             if _made_again(run, known) and not job.state.terminal:
                 run.backend.cancel(job.job_name)
