@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SPEC := specs/tickets.yaml
 
-.PHONY: demo test check fix bench lock clean
+.PHONY: demo test check fix simulate torture bench lock clean
 
 # Everything below stands on the environment; it is made once and again when the lock changes.
 .venv/ready: requirements.lock pyproject.toml
@@ -34,6 +34,16 @@ check: .venv/ready
 fix: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A whole life per seed: crashes, faults, two runs at once. A failing seed prints how to replay it.
+SEEDS ?= 10000
+simulate: .venv/ready
+	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS)
+
+# Real processes, really killed.
+ROUNDS ?= 200
+torture: .venv/ready
+	ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -q -m slow tests/test_torture.py
 
 bench: .venv/ready
 	$(BIN)/python bench/plan.py

@@ -82,6 +82,11 @@ CODES: Mapping[str, Code] = {
     # Backends.
     "GB501": Code("no backend", "Neither the spec nor the environment chooses a backend."),
     "GB502": Code("setting of another backend", "The setting does not go with this backend."),
+    # Rows.
+    "GB601": Code("input cannot be read", "A file cannot be opened, or changed while it was read."),
+    "GB602": Code("input is not text", "A file is not text in the source's encoding."),
+    "GB603": Code("template fails on a row", "The template cannot be rendered with the data of a row."),
+    "GB604": Code("request too large", "The request of a row is over `shards.max_bytes`."),
     # Lints: warnings, errors with `validate --strict`.
     "GB901": Code("model is gone", "The service no longer has the model."),
     "GB902": Code("model is re-routed", "Another model answers under this id, at its own price."),

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from runner import rowtable
-from runner.errors import InputUnreadable
+from runner import badrows, rowtable
+from runner.errors import Diagnostic, InputUnreadable
 from runner.globs import Selector
 from runner.model import (
     Action,
@@ -104,12 +104,14 @@ class Rendering(Protocol):
 class RowsUnreadable(InputUnreadable):
     """Rows that cannot become requests, where the spec says that this stops the plan."""
 
-    def __init__(self, rows: Sequence[BadRow], count: int) -> None:
+    def __init__(self, rows: Sequence[BadRow], count: int, diagnostics: Sequence[Diagnostic]) -> None:
         super().__init__(
             f"{count} input(s) cannot be turned into requests",
             hint="mend or exclude them, or set `on_bad_row: skip` beside the source",
         )
         self.rows = tuple(rows)
+        self.diagnostics = tuple(diagnostics)
+        """One per row of `rows`."""
         self.count = count
 
 
@@ -404,7 +406,8 @@ class _Planner:
     def finish_rows(self) -> None:
         self._counts[Action.UNCHANGED] += self._glanced
         if self._bad:
-            raise RowsUnreadable(self._bad, self._bad_count)
+            found = [badrows.diagnose(self._spec, bad) for bad in self._bad]
+            raise RowsUnreadable(self._bad, self._bad_count, found)
         target = self._selection.target
         for gone in self._unseen() if self._seen.count(0) else ():
             if target is not None and not target.matches(gone.key):

@@ -86,26 +86,26 @@ class Purge:
                         subject.requests.update(ids)
                         subject.row_count += name == state.rows
                         subject.inputs |= {row.input} - {""}
-        former = self._former(state)
-        for row in self._rows(state.rows) if state.rows else ():
-            former.pop(row.key, None)
-        subject.former.update(former)
-        subject.requests.update(*former.values())
-        for row in self._rows(state.rows) if state.rows else ():
-            if row.key not in subject.keys:
-                shared = {wanted.request_id for wanted in row.wanted} & subject.requests
-                subject.shared |= dict.fromkeys(shared, row.key)
+        others = self._others()
+        here = {row.key for row in self._rows(state.rows) if row.key in others} if state.rows else set()
+        for key in others.keys() - here:
+            subject.former.add(key)
+            subject.requests |= others[key]
+        for key in sorted(here):
+            subject.shared |= dict.fromkeys(others[key] & subject.requests, key)
         subject.requests -= subject.shared.keys()
         self._look_into_shards()
         return subject
 
-    def _former(self, state: State) -> dict[str, list[str]]:
-        """Other keys of older snapshots under which the same documents stood -> their requests."""
-        found: dict[str, list[str]] = {}
+    def _others(self) -> dict[str, set[str]]:
+        """Keys with the same documents or requests as the subject, in any snapshot -> their requests."""
+        subject = self._subject
+        found: dict[str, set[str]] = {}
         for name in self._store.blobs.list("rows/"):
-            for row in self._rows(name) if name != state.rows else ():
-                if row.input in self._subject.inputs and row.key not in self._subject.keys:
-                    found.setdefault(row.key, []).extend(wanted.request_id for wanted in row.wanted)
+            for row in self._rows(name):
+                ids = {wanted.request_id for wanted in row.wanted}
+                if row.key not in subject.keys and (row.input in subject.inputs or ids & subject.requests):
+                    found.setdefault(row.key, set()).update(ids)
         return found
 
     def _look_into_shards(self) -> None:

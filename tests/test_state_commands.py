@@ -115,6 +115,11 @@ def test_push_refuses_what_is_no_root_of_this_state(applied: Any) -> None:
         (before[:-30], 1, "other.json is truncated or not JSON"),
         (before.replace(b'"serial": 3', b'"serial": 9'), 1, "was edited or damaged"),
         (replace(state, lineage="f" * 32), 64, "has lineage ffff"),
+        (
+            replace(state, serial=9, lineage=state.lineage[:8] + "f" * 24),
+            64,
+            "has lineage " + state.lineage[:8],
+        ),
         (replace(state, name="others"), 64, "is the state of 'others'"),
         (replace(state, env="prod"), 64, "(prod), not of 'notes'"),
         (replace(state, serial=2), 6, "has serial 2, and .gbrun/notes/default-local is at 3"),
@@ -442,7 +447,9 @@ def test_what_another_row_asks_too_is_kept_and_said(project: Any) -> None:
     project.inputs(1)
     for name in ("a", "b"):
         project.write(f"inputs/{name}.txt", f"A note about {MARK}.\n")
-    project.spec()
+    project.spec(prompt="Another prompt: {{ input.text }}")
+    project.apply()
+    project.spec(prompt="A third prompt: {{ input.text }}")
     project.apply()
     (project.folder / "inputs/a.txt").unlink()
     sent = project.requests_sent()
@@ -450,11 +457,18 @@ def test_what_another_row_asks_too_is_kept_and_said(project: Any) -> None:
 
     assert "1 row(s), 0 request(s)" in got.stdout
     assert "= kept: what the row inputs/b.txt asks too" in got.stdout
+    assert "former key" not in got.stdout
+    assert "2 unchanged" in project.plan()
     assert holders(project.state, "inputs/a.txt") == []
     project.apply()
     assert [record["_key"] for record in project.records()] == ["inputs/000.txt", "inputs/b.txt"]
     assert project.requests_sent() == sent
-    got = project.run("state", "purge", "job.yaml", "--key", "inputs/b.txt", "--auto-approve")
+    # Neither its answer of today nor that of a former prompt is lost.
+    project.spec(prompt="Another prompt: {{ input.text }}")
+    assert "2 reused" in project.plan()
+    project.apply()
+    assert project.requests_sent() == sent
+    project.run("state", "purge", "job.yaml", "--key", "inputs/b.txt", "--auto-approve")
     assert holders(project.state, "inputs/b.txt", MARK) == []
 
 
@@ -773,6 +787,16 @@ def test_gc_keeps_the_only_record_of_an_attempt(past: Past) -> None:
     found = [one.name for one in garbage.find(past.store, time.time() + 9)]
     assert found == [again]
     assert second not in found
+
+
+def test_gc_keeps_the_specs_that_rows_were_rendered_from(past: Past) -> None:
+    """After --target they stand in one snapshot; the next plan's differences need them."""
+    for digest in ("a" * 32, "b" * 32, "5" * 16):
+        past.store.put_spec(digest, {})
+    header = rowtable.header({"c": {"spec": "a" * 32, "digests": {}}})
+    past.store.save(make_state(rows=past.store.put_rows([header])), "")
+    found = [one.name for one in garbage.find(past.store, time.time() + 9)]
+    assert found == [f"specs/{'b' * 32}.json"]
 
 
 def test_gc_keeps_what_a_live_attempt_has_stored_so_far(past: Past) -> None:

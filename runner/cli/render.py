@@ -21,7 +21,7 @@ def command(key: str | None, line: bool, **given: Any) -> None:
 
     import orjson
 
-    from runner import inputs
+    from runner import badrows, inputs
     from runner import spec as specfile
     from runner.model import BadRow
     from runner.plan import RowsUnreadable
@@ -36,7 +36,7 @@ def command(key: str | None, line: bool, **given: Any) -> None:
     row = inputs.read(loaded, entry)
     request = row if isinstance(row, BadRow) else Renderer(loaded).request(row)
     if isinstance(request, BadRow):
-        raise RowsUnreadable([request], 1)
+        raise RowsUnreadable([request], 1, [badrows.diagnose(loaded, request)])
     if line:
         sys.stdout.buffer.write(request.line)
         return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner import __version__
-from runner.errors import Diagnostic, GbrunError, SpecInvalid
+from runner.errors import GbrunError, SpecInvalid
 
 if TYPE_CHECKING:
     from runner.run import Event
@@ -33,11 +33,9 @@ def show_error(error: GbrunError) -> None:
         click.echo(diagnostics.text(error.diagnostics), err=True, nl=False)
         return
     if isinstance(error, RowsUnreadable):
-        for row in error.rows:
-            place = f"{row.path}:{row.line}: " if row.path else ""
-            click.echo(f"Error: input {row.key}: {place}{row.message}  [{row.code}]", err=True)
+        click.echo(diagnostics.text(error.diagnostics), err=True)
         if error.count > len(error.rows):
-            click.echo(f"... and {error.count - len(error.rows):,} more", err=True)
+            click.echo(f"... and {error.count - len(error.rows):,} more\n", err=True)
     click.echo(f"Error: {error.message}", err=True)
     if error.hint:
         click.echo(f"\nhint: {error.hint}", err=True)
@@ -55,15 +53,6 @@ def show_bug(error: BaseException, arguments: Sequence[str]) -> None:
         f"hint: report it with the log {log.name}",
         err=True,
     )
-
-
-def show_warnings(found: Iterable[Diagnostic]) -> None:
-    """Warnings on stderr, laid out as errors are."""
-    from runner import diagnostics
-
-    text = diagnostics.text(found)
-    if text:
-        click.echo(text, err=True, nl=False)
 
 
 def show_event(event: Event) -> None:

@@ -255,6 +255,7 @@ class World:
                     return "settled"
                 if self._settled_next:
                     raise Violation("the re-plan is empty", f"{dict(made.counts)} {made.reexport}")
+                self._check_own_destinations(made)
                 if made.refusals:
                     raise Violation("the re-plan is empty", f"refused: {made.refusals}")
                 try:
@@ -303,6 +304,13 @@ class World:
             trusted_before_ns=0,
         )
         return made
+
+    def _check_own_destinations(self, made: Plan) -> None:
+        """The command refuses files that its state did not write; it must never refuse its own."""
+        written = made.basis.export.files if made.basis.export else {}
+        for path, found in export.look(self.spec).items():
+            if found is not None and path not in written:
+                raise Violation("a destination is known before it is there", path)
 
     def _result(self, result: executor.Result) -> str:
         if result.quarantined:

@@ -1,0 +1,43 @@
+"""Rows that cannot become requests, as diagnostics that point at the file to mend. Pure."""
+
+from __future__ import annotations
+
+from runner.errors import Diagnostic
+from runner.model import BadRow, Spec
+
+_CODES = {
+    "unreadable": "GB601",
+    "changed": "GB601",
+    "encoding": "GB602",
+    "nul_byte": "GB602",
+    "surrogate": "GB602",
+    "template": "GB603",
+    "too_large": "GB604",
+}
+
+
+def diagnose(spec: Spec, bad: BadRow) -> Diagnostic:
+    """The row's problem: in the template's own file and line where the template broke on its data."""
+    code = _CODES[bad.code]
+    if not bad.path:
+        return Diagnostic(code=code, message=f"the input {bad.message}", path=bad.key)
+    template = spec.prompt
+    if spec.system_instruction is not None and spec.system_instruction.path == bad.path:
+        first = spec.system_instruction.line
+        if first <= bad.line < first + spec.system_instruction.text.count("\n") + 1:
+            template = spec.system_instruction
+    lines = template.text.split("\n")
+    at = bad.line - template.line
+    snippet = lines[at] if 0 <= at < len(lines) else ""
+    indent = " " * (template.column - 1)
+    return Diagnostic(
+        code=code,
+        message=bad.message,
+        path=bad.path,
+        line=bad.line,
+        column=template.column + len(snippet) - len(snippet.lstrip()),
+        length=max(1, len(snippet.strip())),
+        where=f"input {bad.key}",
+        snippet=indent + snippet,
+        hint=f"gbrun render {spec.path.name} --key {bad.key} shows it alone",
+    )

@@ -1,0 +1,123 @@
+"""Whole lives against a service in memory, with seeded faults and crashes; `make simulate` lives many more."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from simulation import invariants, run, world
+from simulation.faults import KINDS, POINTS, Faults
+from simulation.process import Violation
+
+SEEDS = range(500)
+
+
+@pytest.fixture(scope="module")
+def totals() -> Iterator[run.Totals]:
+    yield run.live(SEEDS)
+
+
+def test_every_life_holds(totals: run.Totals) -> None:
+    assert not totals.failures, run.failure(totals.failures[0])
+    assert totals.seeds == len(SEEDS)
+    assert totals.lost_rows == 0
+
+
+def test_lives_are_full_of_trouble(totals: run.Totals) -> None:
+    """A simulation in which nothing goes wrong shows nothing."""
+    unseen = [point for point in POINTS if not totals.visits[point]]
+    assert not unseen
+    assert not [kind for kind in KINDS if not totals.faults[kind]]
+    never_died = [point for point in POINTS if not totals.crashes[point]]
+    assert not never_died
+    assert set(totals.visits) <= set(POINTS)
+    assert totals.adopted > 50
+    assert totals.ambiguous > 50
+
+
+def test_a_seed_is_one_life() -> None:
+    """The same seed gives the same trace, two runners included."""
+    twice = [seed for seed in range(40) if Faults(seed).has("two_runners")][:3]
+    for seed in [0, 1, *twice]:
+        assert world.simulate(seed).trace == world.simulate(seed).trace
+
+
+def test_plans_have_at_least_three_shards() -> None:
+    for seed in range(200):
+        shape = world.shape_of(seed)
+        assert shape.shards >= 3
+        assert len(set(shape.texts().values())) == shape.shards * shape.per_shard
+
+
+def test_a_failure_names_its_replay() -> None:
+    report = world.Report(7, violation=Violation("what must hold", "does not"), trace=["a", "b"])
+    text = run.failure(report)
+    assert "seed 7 breaks: what must hold" in text
+    assert text.endswith("-m tests.simulation.run --seed 7")
+
+
+# ---------------------------------------------------------------- the checks see what they are there for
+
+
+def _broken(monkeypatch: pytest.MonkeyPatch, name: str, invariant: str) -> None:
+    """Some life must break this invariant."""
+    found = run.live(range(60)).failures
+    assert found, f"{name}: nothing was seen"
+    violation = found[0].violation
+    assert violation is not None
+    assert violation.invariant == invariant
+
+
+def test_a_lost_outcome_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.ledger import Ledger
+
+    save = Ledger.save
+
+    def forget(self: Ledger, state: object) -> None:
+        kept = state.outcomes[1:] if len(state.outcomes) > 2 else state.outcomes  # type: ignore[attr-defined]
+        save(self, dataclasses.replace(state, outcomes=kept))  # type: ignore[type-var]
+
+    monkeypatch.setattr(Ledger, "save", forget)
+    _broken(monkeypatch, "forget", "nothing stored is lost")
+
+
+def test_another_record_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = invariants.Watch.finished
+
+    def altered(self: invariants.Watch, reference: bytes) -> None:
+        finished(self, reference.replace(b"1", b"2"))
+
+    monkeypatch.setattr(invariants.Watch, "finished", altered)
+    _broken(monkeypatch, "altered", "records are those of the undisturbed run")
+
+
+def test_a_plan_that_is_not_empty_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner import plan
+
+    monkeypatch.setattr(plan, "_reexport", lambda *_: ("always",))
+    _broken(monkeypatch, "always", "the undisturbed life converges")
+
+
+def test_unreadable_state_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.errors import StateUnreadable
+    from runner.store import Store
+
+    def load(self: Store) -> None:
+        raise StateUnreadable("no")
+
+    readable = invariants.Watch.readable
+
+    def look(self: invariants.Watch) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "load", load)
+            readable(self)
+
+    monkeypatch.setattr(invariants.Watch, "readable", look)
+    _broken(monkeypatch, "look", "state is readable at every crash point")
+
+
+def test_nothing_is_left_in_the_shared_folder() -> None:
+    world.simulate(3)
+    assert not list(Path("/dev/shm").glob("gbrun-simulation-*/life"))
