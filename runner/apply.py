@@ -187,6 +187,8 @@ class Apply:
                 spec_digest=self._plan.spec_digest,
                 principal=run.backend.principal,
             )
+        # A state that never submitted anything has no jobs to be found.
+        run.surveyed = not ledger.attempts
         run.store.put_spec(self._plan.spec_digest, self._resolved)
         if run.policy.submit or not ledger.exists:
             ledger.save(

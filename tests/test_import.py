@@ -163,13 +163,16 @@ def test_an_account_without_jobs(project: Any) -> None:
 
 def test_a_job_that_still_runs_is_collected_later(project: Any) -> None:
     project.inputs(3)
-    project.faults(jobs=[{"kind": "stuck_pending", "seconds": 4, "times": 1}])
+    project.faults(jobs=[{"kind": "stuck_pending", "seconds": 600, "times": 1}])
     project.spec(shards={"max_requests": 2})
     project.apply("--no-wait", code=3)
     lose_the_state(project)
     got = project.run("import", "job.yaml", "--scan", code=3)
     assert "still in flight. Collect: gbrun wait job.yaml" in got.stdout
     assert project.records() == []
+    with sqlite3.connect(project.state / "emulator/emulator.sqlite") as db:
+        db.execute("UPDATE jobs SET starts_at = 0")
+    db.close()
     project.run("wait", "job.yaml")
     assert len(project.records()) == 3
     assert len(project.jobs()) == 2

@@ -205,6 +205,7 @@ def test_only_the_right_job_is_adopted(project: Any) -> None:
 def test_a_job_that_an_older_copy_of_the_state_does_not_know(project: Any) -> None:
     project.settings["shards"] = {"max_requests": 1}
     project.inputs(2)
+    project.faults(jobs=[{**STUCK[0], "seconds": 1}])
     project.spec()
     project.apply("--no-wait", code=3)
     gone = sorted(project.state.glob("attempts/*.json"))[0]

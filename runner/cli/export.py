@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from runner.cli.options import pick_spec, spec_options
+from runner.cli.options import Duration, pick_spec, spec_options
 from runner.errors import Exit, GbrunError
 from runner.model import Action
 
@@ -14,11 +14,14 @@ from runner.model import Action
 @click.command("export")
 @spec_options
 @click.option("--partial", is_flag=True, help="Write what is there, though some rows have no answer yet.")
+@click.option("--lock-timeout", type=Duration(), default=0.0, help="Wait this long for the state's lock.")
 @click.option("--overwrite", is_flag=True, help="Replace a destination that this state never wrote.")
-def command(partial: bool, overwrite: bool, **given: Any) -> int:
+def command(partial: bool, overwrite: bool, lock_timeout: float, **given: Any) -> int:
     """Write the destinations of SPEC again from stored answers. Sends nothing, costs nothing."""
     from runner.cli.apply import refuse_foreign
     from runner.cli.job import Job
+    from runner.clock import SystemClock
+    from runner.run import clock_text
 
     with Job(pick_spec(given)) as job:
         if job.state is None:
@@ -31,7 +34,9 @@ def command(partial: bool, overwrite: bool, **given: Any) -> int:
                 hint="apply first, or add --partial to write the others",
             )
         refuse_foreign(job, made, overwrite)
-        written = job.export(made)
+        now = clock_text(SystemClock().now())
+        with job.store.lock("export", now, lock_timeout):
+            written = job.export(made)
     for path, (_, byte_count) in written.files.items():
         click.echo(f"Wrote {path} ({byte_count:,} bytes)")
     for name, count in sorted(written.rows.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import tempfile
@@ -15,7 +16,10 @@ class JsonlFile:
     """A file written beside its place: `seal` ends the writing, `place` moves it there."""
 
     def __init__(self, path: Path) -> None:
-        """Raises GbrunError where the folder cannot be made or written."""
+        """Raises GbrunError where the folder cannot be made or written.
+
+        Only one writer at a time: what a killed one left beside the place is removed.
+        """
         self.path = path
         self.line_count = 0
         self.byte_count = 0
@@ -24,6 +28,8 @@ class JsonlFile:
         self._buffered = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+                stale.unlink(missing_ok=True)
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         except OSError as error:
             raise GbrunError(f"cannot write {path}: {error.strerror}") from error

@@ -10,7 +10,6 @@ import orjson
 
 from runner import parts, statefile
 from runner.errors import GbrunError
-from runner.index import Index
 from runner.model import Attempt, AttemptState, JobState, Outcome, State, Stored
 from runner.store import Store
 
@@ -193,14 +192,11 @@ class Watch:
     # ------------------------------------------------------------ instants
 
     def readable(self) -> None:
-        """The state must be readable as it lies there."""
+        """The state must be readable as it lies there; the next process reads the rest of it."""
         store = Store(self._world.blobs, None, "state")
         try:
-            state, _ = store.load()
-            attempts = store.attempts()
-            index = Index(store)
-            index.sync(state, [attempt for attempt, _ in attempts])
-            index.close()
+            store.load()
+            store.attempts()
         except GbrunError as error:
             raise Violation("state is readable at every crash point", str(error)) from error
 
