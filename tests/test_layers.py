@@ -25,7 +25,7 @@ def words(text: str) -> list[str]:
 ORDER = words("""
     errors model clock globs sealing units statefile parts
     blobs blobs.local blobs.memory
-    diagnostics schemafile
+    diagnostics badrows schemafile
     sandbox response_schema
     marks yamlnodes yamlfile tree shape layers variables specpaths templates outputschema backendspec spec
     lints specformat
