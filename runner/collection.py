@@ -13,6 +13,7 @@ from pathlib import Path
 
 import orjson
 
+from runner.errors import BackendError
 from runner.ingest import Collector, failed_as_a_whole
 from runner.model import Attempt, AttemptState, Job, JobState, Request
 from runner.run import Run
@@ -21,7 +22,15 @@ from runner.shard import ShardWriter
 
 def poll(run: Run, attempt: Attempt) -> None:
     """Look at a job and record what changed."""
-    job = run.backend.get(attempt.job_name)
+    try:
+        job = run.backend.get(attempt.job_name)
+    except BackendError as error:
+        if error.http_status == 404:
+            error.hint = (
+                f"{attempt.job_name} was deleted, or was made with another key;"
+                f" gbrun reconcile {run.spec.path.name} tells what there is"
+            )
+        raise
     run.looked_at[attempt.token] = run.clock.now()
     if job.state is not attempt.job_state or job.state.terminal:
         state = AttemptState.TERMINAL if job.state.terminal else attempt.state

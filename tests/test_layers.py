@@ -46,8 +46,8 @@ ORDER = words("""
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip
 PURE = words("""
-    errors model globs sealing statefile parts sandbox response_schema render shard rowclass plan causes results ingest decide
-    events view story
+    errors model globs sealing statefile parts sandbox response_schema render shard rowclass plan causes
+    results ingest decide events view story
 """)  # fmt: skip
 # What the pure modules may stand on, so that they run inside any other engine.
 THIRD_PARTY_OF_PURE = {"orjson", "msgspec", "jinja2", "jsonschema_rs"}

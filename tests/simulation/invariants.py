@@ -218,7 +218,7 @@ class Watch:
         if strange:
             raise Violation("records are those of the undisturbed run", f"{strange[0]!r}")
         self._check_lost()
-        counts = {name: 0 for name in Outcome}
+        counts = dict.fromkeys(Outcome, 0)
         for found in self.outcomes.values():
             counts[found.outcome] += 1
         wanted = {key for creation in self.creations for key in creation.keys}
