@@ -41,6 +41,8 @@ Signature = tuple[int, int, int, int]
 SAMPLE_COUNT = 3
 _OK = str(Outcome.OK)
 _BAD_ROWS_SHOWN = 20
+_BAD_ROWS_SOUGHT = 100
+"""Bad rows that stop the plan at once, without a look at the other inputs."""
 
 
 class History(Protocol):
@@ -106,7 +108,8 @@ class RowsUnreadable(InputUnreadable):
 
     def __init__(self, rows: Sequence[BadRow], count: int, diagnostics: Sequence[Diagnostic]) -> None:
         super().__init__(
-            f"{count} input(s) cannot be turned into requests",
+            f"{count} input(s) cannot be turned into requests"
+            + (", and the others were not looked at" if count >= _BAD_ROWS_SOUGHT else ""),
             hint="mend or exclude them, or set `on_bad_row: skip` beside the source",
         )
         self.rows = tuple(rows)
@@ -328,6 +331,9 @@ class _Planner:
         if self._spec.inputs[entry.source].on_bad_row != "skip":
             if len(self._bad) < _BAD_ROWS_SHOWN:
                 self._bad.append(bad)
+            if self._bad_count >= _BAD_ROWS_SOUGHT:
+                # A template that fails on every row would be tried, up to its limits, on each of them.
+                self._raise_bad_rows()
             return
         now = KnownRow(
             self._ordinal,
@@ -340,6 +346,10 @@ class _Planner:
             None,
         )
         self._record(prior, now, Verdict(Action.FAILED, (bad.code,), outcome=Outcome.BAD_INPUT), "")
+
+    def _raise_bad_rows(self) -> None:
+        found = [badrows.diagnose(self._spec, bad) for bad in self._bad]
+        raise RowsUnreadable(self._bad, self._bad_count, found)
 
     def _same(self, prior: KnownRow) -> None:
         self._settle(prior.outcome)
@@ -406,8 +416,7 @@ class _Planner:
     def finish_rows(self) -> None:
         self._counts[Action.UNCHANGED] += self._glanced
         if self._bad:
-            found = [badrows.diagnose(self._spec, bad) for bad in self._bad]
-            raise RowsUnreadable(self._bad, self._bad_count, found)
+            self._raise_bad_rows()
         target = self._selection.target
         for gone in self._unseen() if self._seen.count(0) else ():
             if target is not None and not target.matches(gone.key):

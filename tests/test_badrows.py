@@ -80,3 +80,11 @@ def test_what_the_system_says_about_a_file_is_told() -> None:
         "a.txt",
         "the input cannot be read: Permission denied",
     )
+
+
+def test_a_template_that_fails_everywhere_is_not_tried_everywhere(project: Any) -> None:
+    project.inputs(150)
+    project.spec(prompt="{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    got = project.run("plan", "job.yaml", code=1)
+    assert "100 input(s) cannot be turned into requests, and the others were not looked at" in got.stderr
+    assert got.stderr.count("[GB603]") == 20

@@ -96,7 +96,7 @@ class _Clock:
             jump = faults.rng.choice((-600.0, -30.0, 10.0, 4000.0))
             world.skew += jump
             world.note(f"the clock jumps by {jump:g} s")
-        world.switch(0.3)
+        world.switch(world.turn_chances[1])
 
 
 class World:
@@ -136,6 +136,8 @@ class World:
         self.service = Service(self)
         self.watch = Watch(self)
         self.turns = Turns(rng)
+        self.turn_chances = rng.choice(((0.02, 0.02), (0.1, 0.3), (0.5, 0.9)))
+        """How likely another runner goes on, at a crash point and at a sleep."""
         self.process = Process(0)
         self._works = 0
         self._settled_next = False
@@ -156,7 +158,7 @@ class World:
         if self.faults.has("stop") and self.rng.random() < 0.02 and self.faults.take("stop"):
             self._stop.requested = True
             self.note(f"{process.number} is asked to stop")
-        if self.switch(0.1):
+        if self.switch(self.turn_chances[0]):
             self.check_alive(process)
             self.process = process
 
