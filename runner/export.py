@@ -195,13 +195,14 @@ def _write_files(
     files = {destination.path: records.seal()}
     if failed.line_count:
         files[failures_name] = failed.seal()
+    else:
+        # Before the root forgets it: a file that no root names would be a stranger's.
+        failures_path.unlink(missing_ok=True)
 
     def place() -> None:
         records.place()
         if failed.line_count:
             failed.place()
-        else:
-            failures_path.unlink(missing_ok=True)
 
     return Written(files, dict(counts), place)
 

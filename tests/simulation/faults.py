@@ -74,10 +74,11 @@ class Faults:
         self.point = POINTS[seed % len(POINTS)]
         self.kind = KINDS[seed // len(POINTS) % len(KINDS)]
         self.need = _NEEDS.get(self.point.rpartition(" ")[0], "")
-        chosen = {self.kind, *rng.sample(KINDS, rng.randint(0, 5))}
-        self._left = {kind: rng.randint(1, 3) for kind in KINDS if kind in chosen}
+        # Some lives have little trouble, some have nearly all of it.
+        chosen = {self.kind, *rng.sample(KINDS, rng.randint(*rng.choice(((0, 5), (10, 18)))))}
+        self._left = {kind: rng.randint(1, 2) for kind in KINDS if kind in chosen}
         """Kind -> how often it may still happen."""
-        self._chance = dict.fromkeys(KINDS, 0.4) | {self.kind: 0.9}
+        self._chance = dict.fromkeys(KINDS, 0.4) | {self.kind: 1.0}
         self._at: dict[str, int] = {self.point: rng.choice((1, 1, 1, 1, 2, 2, 3))}
         """Crash point -> the visit at which the process dies."""
         if self.need in KINDS:

@@ -152,6 +152,8 @@ def main() -> int:
         # In order, so that the first failure told is the lowest seed's.
         for got in pool.imap(_live, pieces):
             totals.merge(got)
+            for report in got.failures:
+                print(f"seed {report.seed}: {report.violation}", file=sys.stderr)  # noqa: T201
             if totals.failures and not args.keep_going:
                 break
     print(table(totals, time.monotonic() - started))  # noqa: T201

@@ -46,7 +46,7 @@ class Service(MemoryBackend):
         faults = world.faults
         lag = 0.0
         if faults.has("list_lag"):
-            lag = rng.choice((3.0, SETTLE_S, 40.0))
+            lag = rng.choice((3.0, SETTLE_S, 40.0, 40.0))
         super().__init__(
             world.service_clock,
             ending=lambda _: self.fates[self._asked].ending,
