@@ -117,7 +117,10 @@ def repack(run: Run) -> None:
     """Pack what is to be retried, in the order in which it was sent first."""
     folder = tempfile.mkdtemp(dir=run.scratch)
     writer = ShardWriter(Path(folder), run.spec.shards)
-    waiting, run.retry = run.retry, set()
+    run.index.sync(run.ledger.state, run.ledger.attempts.values())
+    # Another attempt may have answered one meanwhile, or hold it now.
+    waiting = {request_id for request_id in run.retry if _may_be_sent_again(run, request_id)}
+    run.retry = set()
     adopted = sorted(a.shard_id for a in run.ledger.attempts.values() if a.token in run.wanted)
     for shard_id in list(dict.fromkeys([*run.shards, *adopted])):
         for line in run.store.shard_lines(shard_id) if waiting else ():
@@ -129,6 +132,13 @@ def repack(run: Run) -> None:
         run.shards[shard.shard_id] = shard
         run.todo.append(shard.shard_id)
         run.event("retry", "", f"{shard.request_count:,} requests go into another job")
+
+
+def _may_be_sent_again(run: Run, request_id: str) -> bool:
+    stored = run.index.stored(request_id)
+    if stored is None or run.index.live(request_id) is not None:
+        return False
+    return stored.retryable and stored.jobs < run.spec.failures.max_attempts
 
 
 def _counts_text(outcomes: Mapping[str, int], strays: Mapping[str, int]) -> str:

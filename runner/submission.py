@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import orjson
 
 from runner import decide, statefile
 from runner.blobs import BlobExists
@@ -139,11 +142,7 @@ def find(run: Run, attempt: Attempt) -> None:
         tuple(found),
         control=control,
         knows_a_job=bool(known),
-        abandoned_before=any(
-            a.state is AttemptState.ABANDONED
-            for a in run.ledger.attempts.values()
-            if a.shard_id == attempt.shard_id
-        ),
+        abandoned_before=_given_up_before(run, attempt),
         policy=run.policy,
         now=run.clock.now(),
     )
@@ -214,3 +213,20 @@ def _made_again(run: Run, given_up: Attempt) -> bool:
         a.shard_id == given_up.shard_id and a.number > given_up.number and a.state not in ended
         for a in run.ledger.attempts.values()
     )
+
+
+def _given_up_before(run: Run, attempt: Attempt) -> bool:
+    """Whether any of its requests was in a submission that was given up: twice is for a person."""
+    given_up = [
+        a
+        for a in run.ledger.attempts.values()
+        if a.state is AttemptState.ABANDONED and a.token != attempt.token
+    ]
+    if any(a.shard_id == attempt.shard_id for a in given_up):
+        return True
+    mine = set(_keys(run, attempt)) if given_up else set()
+    return any(not mine.isdisjoint(_keys(run, a)) for a in given_up)
+
+
+def _keys(run: Run, attempt: Attempt) -> Iterator[str]:
+    return (orjson.loads(line)["key"] for line in run.store.shard_lines(attempt.shard_id))
