@@ -188,6 +188,9 @@ def survey(run: Run) -> None:
             )
         elif known.state is AttemptState.ABANDONED:
             run.event("late", token, f"{job.job_name} was made after all; what it brings is kept")
+            for waiting in _deferred_again(run, known):
+                # A 429 made no job, and the one it was to replace is there.
+                run.ledger.replace(waiting, state=AttemptState.REFUSED, error=f"{token} has a job after all")
             if _made_again(run, known) and not job.state.terminal:
                 run.backend.cancel(job.job_name)
             _submitted(run, known, job, adopted=True)
@@ -213,6 +216,17 @@ def _made_again(run: Run, given_up: Attempt) -> bool:
         a.shard_id == given_up.shard_id and a.number > given_up.number and a.state not in ended
         for a in run.ledger.attempts.values()
     )
+
+
+def _deferred_again(run: Run, given_up: Attempt) -> list[Attempt]:
+    return [
+        a
+        for a in run.ledger.attempts.values()
+        if a.shard_id == given_up.shard_id
+        and a.number > given_up.number
+        and a.state is AttemptState.POSTING
+        and a.deferred_until > 0
+    ]
 
 
 def _given_up_before(run: Run, attempt: Attempt) -> bool:

@@ -79,7 +79,7 @@ class Faults:
         self._left = {kind: rng.randint(1, 2) for kind in KINDS if kind in chosen}
         """Kind -> how often it may still happen."""
         self._chance = dict.fromkeys(KINDS, 0.4) | {self.kind: 1.0}
-        self._at: dict[str, int] = {self.point: rng.choice((1, 1, 1, 1, 2, 2, 3))}
+        self._at: dict[str, int] = {self.point: 1 if self.need else rng.choice((1, 1, 1, 1, 2, 2, 3))}
         """Crash point -> the visit at which the process dies."""
         if self.need in KINDS:
             self._left[self.need] = self._left.get(self.need, 0) + 1
