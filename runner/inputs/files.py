@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from runner import globs
@@ -54,6 +55,7 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
     if hidden or not os.path.isdir(start) or never.covers(start):
         return
     walk = _Walk(
+        source=index,
         wanted=globs.compile_glob(rest),
         excluded=[globs.compile_glob(pattern) for pattern in source.exclude],
         prefix=prefix,
@@ -61,13 +63,7 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
         never=never,
     )
     depth = None if "**" in rest.split("/") else rest.count("/")
-    for relative, key, found in walk.files(start, "", depth, frozenset({os.path.realpath(start)})):
-        try:
-            stat = found.stat()
-        except OSError as error:
-            raise InputUnreadable(f"{prefix}{relative} cannot be looked at: {error.strerror}") from error
-        signature = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-        yield Entry(key, index, found.path, signature)
+    yield from walk.entries(start, "", depth, frozenset({os.path.realpath(start)}))
 
 
 def read(source: FilesSource, entry: Entry) -> Row | BadRow:
@@ -126,7 +122,8 @@ class _Never:
             path = os.path.realpath(os.path.join(spec.folder, destination.path))
             stem, _ = os.path.splitext(path)
             self._paths |= {path, f"{stem}.errors.jsonl"}
-        self._names = {os.path.basename(path) for path in self._paths}
+        self.names = {os.path.basename(path) for path in self._paths}
+        """Last parts of the paths: real paths are asked for only where a name fits."""
 
     def covers(self, folder: str) -> bool:
         """Whether a folder is the state or lies inside of it."""
@@ -134,12 +131,12 @@ class _Never:
 
     def holds(self, path: str) -> bool:
         """Whether a path, by whatever links it was reached, is one of them."""
-        # Real paths are asked for only where the name fits: there is one per file of a walk.
-        return os.path.basename(path) in self._names and os.path.realpath(path) in self._paths
+        return os.path.basename(path) in self.names and os.path.realpath(path) in self._paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Walk:
+    source: int
     wanted: re.Pattern[str]
     excluded: list[re.Pattern[str]]
     prefix: str
@@ -147,40 +144,61 @@ class _Walk:
     """Folder that links must not leave, None where they may."""
     never: _Never
 
-    def files(
+    def entries(
         self, folder: str, below: str, depth: int | None, ancestors: frozenset[str]
-    ) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
-        """Files below a folder as (name relative to the start, key, entry), in the order of keys."""
+    ) -> Iterator[Entry]:
+        """The files below a folder, in the order of their keys. What is done here is done per file."""
+        wanted, excluded, never = self.wanted, self.excluded, self.never
+        for name, entry in self._listing(folder, below):
+            relative = below + name
+            if name[-1] == "/":
+                yield from self._deeper(relative, entry, depth, ancestors)
+                continue
+            if not wanted.fullmatch(relative):
+                continue
+            key = self.prefix + relative
+            if excluded and any(pattern.fullmatch(key) for pattern in excluded):
+                continue
+            if entry.is_symlink():
+                self._check_link(relative, entry)
+            if not entry.is_file() or (entry.name in never.names and never.holds(entry.path)):
+                continue
+            try:
+                stat = entry.stat()
+            except OSError as error:
+                raise InputUnreadable(f"{key} cannot be looked at: {error.strerror}") from error
+            signature = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+            yield Entry(key, self.source, entry.path, signature)
+
+    def _deeper(
+        self, relative: str, entry: os.DirEntry[str], depth: int | None, ancestors: frozenset[str]
+    ) -> Iterator[Entry]:
+        if depth == 0:
+            return
+        real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+        if real in ancestors or self.never.holds(entry.path):
+            return
+        self._check_link(relative, entry)
+        below = None if depth is None else depth - 1
+        yield from self.entries(entry.path, relative, below, ancestors | {os.path.realpath(real)})
+
+    def _listing(self, folder: str, below: str) -> list[tuple[str, os.DirEntry[str]]]:
         try:
             with os.scandir(folder) as listing:
+                # Spelled out for plain names, since there is one per file of a walk.
                 found = [
-                    (_sort_name(e, self.prefix + below), e) for e in listing if not e.name.startswith(".")
+                    (name if not entry.is_dir() else name + "/", entry)
+                    if name.isascii()
+                    else (_sort_name(entry, self.prefix + below), entry)
+                    for entry in listing
+                    if (name := entry.name)[0] != "."
                 ]
         except OSError as error:
             raise InputUnreadable(
                 f"cannot list {self.prefix}{below or '.'}: {error.strerror}", hint="mend it or exclude it"
             ) from error
-        found.sort(key=_first)
-        for name, entry in found:
-            relative = below + name
-            if name.endswith("/"):
-                if depth == 0:
-                    continue
-                real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                if real in ancestors or self.never.holds(entry.path):
-                    continue
-                self._check_link(relative, entry)
-                deeper = None if depth is None else depth - 1
-                yield from self.files(entry.path, relative, deeper, ancestors | {os.path.realpath(real)})
-                continue
-            if not self.wanted.fullmatch(relative):
-                continue
-            key = self.prefix + relative
-            if self.excluded and any(pattern.fullmatch(key) for pattern in self.excluded):
-                continue
-            self._check_link(relative, entry)
-            if entry.is_file() and not self.never.holds(entry.path):
-                yield relative, key, entry
+        found.sort(key=itemgetter(0))
+        return found
 
     def _check_link(self, relative: str, entry: os.DirEntry[str]) -> None:
         if self.inside is None or not entry.is_symlink():
@@ -192,20 +210,15 @@ class _Walk:
             )
 
 
-def _first(pair: tuple[str, os.DirEntry[str]]) -> str:
-    return pair[0]
-
-
 def _sort_name(entry: os.DirEntry[str], folder: str) -> str:
     """The name in NFC; a folder as `name/`, as in git, so that a walk yields whole paths in order."""
     name = entry.name
-    if not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise InputUnreadable(
-                f"the file name {os.fsencode(folder + name)!r} is not UTF-8",
-                hint="rename it, or exclude its folder",
-            ) from error
-        name = unicodedata.normalize("NFC", name)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputUnreadable(
+            f"the file name {os.fsencode(folder + name)!r} is not UTF-8",
+            hint="rename it, or exclude its folder",
+        ) from error
+    name = unicodedata.normalize("NFC", name)
     return name + "/" if entry.is_dir() else name

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import orjson
+
 from runner import apply as executor
 from runner import export, ledger, plan
 from runner.backends.retry import RetryingBackend
@@ -23,7 +25,7 @@ from runner.blobs.memory import MemoryBlobs
 from runner.decide import Policy
 from runner.errors import BackendError, PlanStale, StateError
 from runner.index import Index
-from runner.model import Plan
+from runner.model import AttemptState, Plan
 from runner.outputs import jsonl
 from runner.store import Store
 
@@ -128,7 +130,7 @@ class World:
         self.service_clock = _Clock(self, None)
         self.on_disk = rng.random() < 0.1 and not faults.calm
         self.blobs: Blobs = LocalBlobs(folder / "state") if self.on_disk else MemoryBlobs()
-        if faults.need == "long_history":
+        if faults.need == "long_history" or rng.random() < 0.3:
             for number in range(20):
                 self.blobs.create(f"history/0000000{number:02}.json", b"old")
         # Beyond these bounds a listing may fail to show a job that exists, and a second one is allowed.
@@ -330,11 +332,16 @@ class World:
         return "complete"
 
     def _check_quarantine(self, tokens: tuple[str, ...]) -> None:
-        """A person is asked only where a second create of a shard is ambiguous, or nothing can be known."""
+        """A person is asked only where a request was given up before, or nothing can be known any more."""
+        store = Store(self.blobs, None, "state")
+
+        def keys(shard_id: str) -> set[str]:
+            return {orjson.loads(line)["key"] for line in store.shard_lines(shard_id)}
+
         for token in tokens:
             attempt = self.watch.attempts[token]
             before = any(
-                other.shard_id == attempt.shard_id and other.state == "abandoned"
+                other.state is AttemptState.ABANDONED and keys(other.shard_id) & keys(attempt.shard_id)
                 for other in self.watch.attempts.values()
             )
             if not before and self.service.holds_upload(attempt.upload_name):
