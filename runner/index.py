@@ -40,8 +40,12 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 class Index:
     """What a plan looks things up in. Implements `plan.History`."""
 
-    def __init__(self, store: Store) -> None:
-        """Open the index beside the state, or in memory where nothing may be written."""
+    def __init__(self, store: Store, *, check: bool = True) -> None:
+        """Open the index beside the state, or in memory where nothing may be written.
+
+        Without `check` a damaged file may raise sqlite3.DatabaseError at any lookup; see `rebuild`.
+        """
+        self._check = check
         self._store = store
         self._path = store.cache_folder / "index.sqlite" if store.cache_folder is not None else None
         if self._path is not None and not self._path.parent.is_dir():
@@ -64,11 +68,15 @@ class Index:
             with rowtable.transaction(self._db):
                 self._sync(state, known)
         except sqlite3.DatabaseError:
-            # Damaged where `_open` did not look: only a cache, so it is made anew.
-            self._db.close()
-            self._db = self._create()
-            with rowtable.transaction(self._db):
-                self._sync(state, known)
+            self.rebuild(state, known)
+
+    def rebuild(self, state: State | None, attempts: Iterable[Attempt]) -> None:
+        """Make the index anew from the state, because the file is damaged."""
+        self._state = state
+        self._db.close()
+        self._db = self._create()
+        with rowtable.transaction(self._db):
+            self._sync(state, attempts)
 
     def _sync(self, state: State | None, attempts: Iterable[Attempt]) -> None:
         lineage = state.lineage if state else ""
@@ -232,7 +240,9 @@ class Index:
                 self._path.chmod(0o600)
             found = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             version = db.execute("SELECT value FROM meta WHERE name='version'").fetchone() if found else None
-            if version == (_VERSION,) and db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):
+            # The check reads the whole file: for runs that write, not for each plan.
+            sound = not self._check or db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+            if version == (_VERSION,) and sound:
                 return db
         except sqlite3.DatabaseError:
             pass

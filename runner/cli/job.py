@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sqlite3
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ class Job:
         self._workspaces = 0
         self._backend: Backend | None = None
         self._temporary = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gbrun-")))
-        self.index = Index(self.store)
+        self.index = Index(self.store, check=writes)
         self._stack.callback(self.index.close)
         self.state: State | None = None
         self.attempts: list[tuple[Attempt, str]] = []
@@ -109,7 +110,12 @@ class Job:
             replace=Selector("--replace", replace) if replace else None,
             retry=retry,
         )
-        made, signatures = self._plan(self.index, basis, selection, stat_cache)
+        try:
+            made, signatures = self._plan(self.index, basis, selection, stat_cache)
+        except sqlite3.DatabaseError:
+            # Only a cache: made anew, and the plan with it.
+            self.index.rebuild(self.state, [attempt for attempt, _ in self.attempts])
+            made, signatures = self._plan(self.index, basis, selection, stat_cache)
         if signatures:
             self.index.remember(signatures)
         return made
