@@ -204,9 +204,14 @@ def survey(run: Run) -> None:
 
 
 def _send_again(run: Run, attempt: Attempt) -> None:
-    if attempt.token in run.wanted:
-        run.wanted.discard(attempt.token)
-        run.todo.insert(0, attempt.shard_id)
+    """Put a shard back that was not sent. Raises PlanStale where a part of it has been answered since."""
+    if attempt.token not in run.wanted:
+        return
+    run.index.sync(run.ledger.state, run.ledger.attempts.values())
+    if any(run.index.stored(request_id) is not None for request_id in _keys(run, attempt)):
+        raise PlanStale("a part of what was not sent has been answered meanwhile", hint="plan again")
+    run.wanted.discard(attempt.token)
+    run.todo.insert(0, attempt.shard_id)
 
 
 def _made_again(run: Run, given_up: Attempt) -> bool:

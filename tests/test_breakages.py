@@ -12,7 +12,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PATCHES = sorted((CHECKOUT / "tests/simulation/breakages").glob("*.patch"))
-SEEDS = 400
+SEEDS = 200
 """Lives within which a breakage must show; most show in the first ten."""
 
 

@@ -67,7 +67,9 @@ _RARE = tuple(
     point
     for point in POINTS
     if point.split()[0] in ("rows", "records", "errors", "cancel", "delete")
-    or point.startswith(("history delete", "attempt void", "attempt abandoned", "attempt refused"))
+    or point.startswith(
+        ("root create", "history delete", "attempt void", "attempt abandoned", "attempt refused")
+    )
 )
 """Points that a life seldom comes by; many lives die there at the first visit, besides their own point."""
 
@@ -88,7 +90,7 @@ class Faults:
         self._chance = dict.fromkeys(KINDS, 0.4) | {self.kind: 1.0}
         self._at: dict[str, int] = {self.point: 1 if self.need else rng.choice((1, 1, 1, 1, 2, 2, 3))}
         """Crash point -> the visit at which the process dies."""
-        if rng.random() < 0.6:
+        if rng.random() < 0.85:
             self._at.setdefault(rng.choice(_RARE), 1)
         if self.need in KINDS:
             self._left[self.need] = self._left.get(self.need, 0) + 1

@@ -165,12 +165,14 @@ class Watch:
             raise Violation("a job is made twice only after an ambiguous create", f"{where}: still under way")
         if not self._world.may_miss_jobs:
             raise Violation("what a listing would have shown is adopted", where)
-        given_up = [
-            c for c in self.creations if c.keys & now.keys and self.attempts[c.token].state is _S.ABANDONED
-        ]
-        if len(given_up) > 1:
-            raise Violation("a job is made twice at most once", where)
-        self._world.report.doubles += 1
+        for key in sorted(earlier.keys & now.keys):
+            tokens = [c.token for c in self.creations if key in c.keys]
+            if sum(self.attempts[token].state is _S.ABANDONED for token in tokens) > 1:
+                raise Violation("a job is made twice at most once", f"{where}: {key} in {tokens}")
+            if tokens[-1] == earlier.token:
+                # Nothing was made since: this is the one more. Later ones are retries of the second.
+                self._world.report.doubles += 1
+                return
 
     def _check_late(self, creation: Creation) -> None:
         """A call that arrives late is the caller's first; what it made meanwhile must not be a second."""

@@ -328,7 +328,9 @@ class World:
             raise Violation("rows = ok + failed", f"{dict(result.rows)}")
         most = self.spec.failures.max_attempts
         again = any(found.retryable and found.jobs < most for found in self.watch.outcomes.values())
-        self._settled_next = not again
+        # A second job of the same rows may still be out there after the first has answered them.
+        live = any(attempt.state.live for attempt in self.watch.attempts.values())
+        self._settled_next = not again and not live
         return "complete"
 
     def _check_quarantine(self, tokens: tuple[str, ...]) -> None:
