@@ -92,6 +92,8 @@ class Faults:
         """Crash point -> the visit at which the process dies."""
         if rng.random() < 0.85:
             self._at.setdefault(rng.choice(_RARE), 1)
+        if rng.random() < 0.4:
+            self._at.setdefault(rng.choice(POINTS), 1)
         if self.need in KINDS:
             self._left[self.need] = self._left.get(self.need, 0) + 1
             self._chance[self.need] = 1.0
