@@ -325,9 +325,6 @@ class Action(enum.StrEnum):
     REMOVED = "removed"
 
 
-COSTS = frozenset({Action.RETRY, Action.RERUN, Action.NEW})
-
-
 @dataclass(frozen=True, slots=True)
 class Change:
     """One row of a plan."""
