@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
-GBRUN = [sys.executable, "-m", "runner.cli"]
+GBRUN = [sys.executable, "-c", "from runner.cli import main; main()"]
 BARE = [sys.executable, str(BENCH / "bare.py")]
 WORDS = ["router", "billing", "outage", "refund", "cable", "login", "invoice", "delivery", "screen", "noise"]
 SPEC = """\

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from runner import collection, decide, finish, principal, submission
 from runner.backends import Backend
-from runner.clock import Clock
+from runner.clock import Clock, clock_text
 from runner.decide import Policy, Situation
 from runner.errors import BackendError, PlanStale, StateError, StateLocked
 from runner.index import Index
 from runner.ledger import Ledger
 from runner.model import Json, Plan, Spec, State
 from runner.results import Judge
-from runner.run import Event, Run, clock_text
+from runner.run import Event, Run
 from runner.store import Store
 
 _RELOCK_TIMEOUT_S = 600.0

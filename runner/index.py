@@ -22,11 +22,12 @@ from runner.model import Attempt, State, Stored
 from runner.rowtable import KnownRow
 from runner.store import Store
 
-_VERSION = "2"
+_VERSION = "3"
 RACY_NS = 2_000_000_000
 """A file changed this shortly before it was read may change again without looking different."""
 _SCHEMA = (
     rowtable.ROW_SCHEMA
+    + rowtable.PAGE_SCHEMA
     + """
 CREATE INDEX row_requests ON row(requests);
 CREATE TABLE outcome (request_id TEXT PRIMARY KEY, outcome TEXT NOT NULL, line BLOB NOT NULL) WITHOUT ROWID;
@@ -183,6 +184,7 @@ class Index:
         with rowtable.transaction(self._db):
             self._db.execute("DELETE FROM row")
             rowtable.insert(self._db, rows)
+            rowtable.write_pages(self._db)
             self._set_meta("rows", rows_name)
             self._set_meta("components", orjson.dumps(components).decode())
 
@@ -193,6 +195,7 @@ class Index:
                 "UPDATE row SET size=?, mtime_ns=?, ctime_ns=?, inode=? WHERE key=?",
                 ((*signature, key) for key, signature in signatures),
             )
+            rowtable.write_pages(self._db)
 
     # ------------------------------------------------------------ loading
 
@@ -204,6 +207,7 @@ class Index:
             components = orjson.loads(next(lines))["components"]
             # The file is sorted by key; the table wants ordinals, in any order.
             rowtable.insert(self._db, (rowtable.from_line(line) for line in lines))
+        rowtable.write_pages(self._db)
         self._set_meta("rows", name)
         self._set_meta("components", orjson.dumps(components).decode())
 
@@ -262,7 +266,7 @@ class Index:
         return db
 
     def _reset(self) -> None:
-        for table in ("row", "outcome", "token", "live"):
+        for table in ("row", "page", "outcome", "token", "live"):
             self._db.execute(f"DELETE FROM {table}")
         self._db.execute("DELETE FROM meta WHERE name <> 'version'")
 

@@ -154,7 +154,8 @@ def make(
     """
     planner = _Planner(spec, renderer, history, workspace, read, selection, trusted_before_ns)
     try:
-        for entry in entries:
+        found = iter(entries)
+        while (entry := planner.pass_unchanged(found)) is not None:
             planner.add(entry)
         planner.finish_rows()
         return planner.plan(basis, spec_digest, judge_digest, destinations), planner.signatures
@@ -207,26 +208,38 @@ class _Planner:
 
     # ------------------------------------------------------------ one row
 
-    def add(self, entry: Entry) -> None:
-        head = self._head
-        if (
-            self._quick
-            and not self._spool.begun
-            and head is not None
-            and head[1] == entry.key
-            and head[0] == self._ordinal
-            and head[2] == self._components_id
-            and head[4:] == entry.signature
-        ):
-            # Most rows of most plans end here: nothing is read, looked up or written down.
-            self._seen[self._ordinal] = 1
-            self._head = next(self._cursor, None)
-            self._ordinal += 1
+    def pass_unchanged(self, entries: Iterator[Entry]) -> Entry | None:
+        """Pass the inputs that look as they did, where nothing else can have changed for them; the
+        first that needs a closer look, None at the end.
+
+        Most rows of most plans end here: nothing is read, looked up or written down.
+        """
+        if not self._quick or self._spool.begun:
+            return next(entries, None)
+        cursor, head, components = self._cursor, self._head, self._components_id
+        first = ordinal = self._ordinal
+        closer = None
+        for entry in entries:
+            if (
+                head is None
+                or head[1] != entry.key
+                or head[4] != entry.signature
+                or head[0] != ordinal
+                or head[2] != components
+            ):
+                closer = entry
+                break
             if head[3] == _OK:
                 self._glanced += 1
             else:
                 self._settle(head[3])
-            return
+            head = next(cursor, None)
+            ordinal += 1
+        self._seen[first:ordinal] = b"\x01" * (ordinal - first)
+        self._head, self._ordinal = head, ordinal
+        return closer
+
+    def add(self, entry: Entry) -> None:
         prior = self._match(entry.key)
         if self._selection.target is not None and not self._selection.target.matches(entry.key):
             self._keep(prior)

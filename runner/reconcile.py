@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from runner import statefile
+from runner.clock import clock_text
 from runner.errors import BackendError, GuardRefused, UsageInvalid
 from runner.model import Attempt, AttemptState, Job
-from runner.run import Run, clock_text
+from runner.run import Run
 
 _NOT_FOUND = 404
 _WITHOUT_JOB = frozenset(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from runner.backends import Backend
@@ -77,8 +76,3 @@ class Run:
     def event(self, kind: str, token: str, text: str, data: Mapping[str, Json] | None = None) -> None:
         """Tell whoever watches."""
         self.on_event(Event(kind, token, text, data or {}))
-
-
-def clock_text(now: float) -> str:
-    """Seconds since the epoch as UTC for people."""
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -15,10 +15,11 @@ import orjson
 
 from runner import decide, statefile
 from runner.blobs import BlobExists
+from runner.clock import clock_text
 from runner.errors import PlanStale, StateChanged, SubmissionDeferred, SubmissionRefused, SubmissionUnknown
 from runner.model import Attempt, AttemptState, Job
 from runner.render import secrets_of
-from runner.run import Run, clock_text
+from runner.run import Run
 from runner.sealing import reveal
 
 

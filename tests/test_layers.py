@@ -41,7 +41,8 @@ ORDER = words("""
     decide principal ledger purge run submission collection finish apply
     cancellation reconcile adoption destruction
     events view story
-    cli.options cli.terminal cli cli.__main__ cli.job cli.init cli.schema cli.fmt cli.emulator cli.validate
+    cli.options cli.terminal cli cli.__main__ cli.job cli.execution cli.init cli.schema cli.fmt cli.emulator
+    cli.validate
     cli.render cli.plan cli.apply cli.status cli.wait cli.export cli.show cli.state
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip

@@ -178,11 +178,13 @@ def _run(
     job: Job, made: Plan, backend: Backend, mode: Mode, stop: Stop, on_event: Callable[[Event], None]
 ) -> Result:
     """Run the plan; where the state moved on meanwhile, plan again, show it, and go on."""
+    from runner.cli import execution
     from runner.cli.plan import print_plan
 
     for _ in range(_REPLANS):
         try:
-            return job.run(
+            return execution.run(
+                job,
                 made,
                 backend,
                 submit=mode.submit,

@@ -33,7 +33,7 @@ def command(
     A job that has ended meanwhile is collected. What was not answered stays to be sent: see the plan.
     """
     from runner import cancellation
-    from runner.cli import terminal
+    from runner.cli import execution, terminal
     from runner.cli.apply import approve
     from runner.cli.job import Job
     from runner.cli.settle import settle
@@ -50,12 +50,12 @@ def command(
         approve(auto_approve, "Cancel?")
         tokens = [attempt.token for attempt in chosen]
         show = terminal.show_event if not quiet else lambda event: None
-        with job.locked("cancel", show, lock_timeout_s=lock_timeout) as run:
+        with execution.locked(job, "cancel", show, lock_timeout_s=lock_timeout) as run:
             names = cancellation.cancel(run, tokens)
         ended = cancellation.wait_for_end(
             run.backend, names, run.clock, run.policy.poll_interval_s, wait_timeout
         )
-        with job.locked("cancel", show, lock_timeout_s=lock_timeout) as run:
+        with execution.locked(job, "cancel", show, lock_timeout_s=lock_timeout) as run:
             cancellation.collect_ended(run, tokens)
             left = [run.ledger.attempts[token] for token in tokens if run.ledger.attempts[token].state.live]
         if not quiet:

@@ -27,7 +27,7 @@ def command(auto_approve: bool, wait_timeout: float | None, lock_timeout: float,
     stay as they are. Refused where the spec applied last says `lifecycle.prevent_destroy: true`.
     """
     from runner import destruction
-    from runner.cli import terminal
+    from runner.cli import execution, terminal
     from runner.cli.job import Job
 
     with Job(pick_spec(given)) as job:
@@ -35,7 +35,7 @@ def command(auto_approve: bool, wait_timeout: float | None, lock_timeout: float,
             click.echo(f"Nothing to destroy: there is no state in {job.state_label}.")
             return Exit.CONVERGED
         # The lock is kept while the question stands: what is shown is what is destroyed.
-        with job.locked("destroy", terminal.show_event, lock_timeout_s=lock_timeout) as run:
+        with execution.locked(job, "destroy", terminal.show_event, lock_timeout_s=lock_timeout) as run:
             destruction.check_allowed(job.spec, job.store.spec(run.ledger.state.spec_digest))
             if not _empty(job, run, auto_approve, wait_timeout):
                 return Exit.IN_PROGRESS

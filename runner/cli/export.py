@@ -20,8 +20,7 @@ def command(partial: bool, overwrite: bool, lock_timeout: float, **given: Any) -
     """Write the destinations of SPEC again from stored answers. Sends nothing, costs nothing."""
     from runner.cli.apply import refuse_foreign
     from runner.cli.job import Job
-    from runner.clock import SystemClock
-    from runner.run import clock_text
+    from runner.clock import SystemClock, clock_text
 
     with Job(pick_spec(given)) as job:
         if job.state is None:

@@ -22,8 +22,7 @@ def command(older_than: float, dry_run: bool, lock_timeout: float, **given: Any)
     """
     from runner import garbage, view
     from runner.cli.job import Job
-    from runner.clock import SystemClock
-    from runner.run import clock_text
+    from runner.clock import SystemClock, clock_text
 
     with Job(pick_spec(given)) as job:
         if job.state is None and not job.store.attempts():

@@ -66,7 +66,7 @@ def _take(
     """Make attempts of the chosen jobs and collect those that have ended."""
     from runner import adoption, cancellation
     from runner import spec as specfile
-    from runner.cli import terminal
+    from runner.cli import execution, terminal
     from runner.model import Outcome, State
 
     planned = job.plan_anew().shards
@@ -76,7 +76,7 @@ def _take(
         return stored is not None and stored.outcome is Outcome.OK
 
     show = terminal.show_event if not quiet else lambda event: None
-    with job.locked("import", show, lock_timeout_s=lock_timeout) as run:
+    with execution.locked(job, "import", show, lock_timeout_s=lock_timeout) as run:
         ledger = run.ledger
         if ledger.exists != (job.state is not None):
             raise GuardRefused("another run has begun a state meanwhile", hint="look with: gbrun status")

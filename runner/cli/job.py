@@ -6,40 +6,25 @@ import dataclasses
 import os
 import sqlite3
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from runner import (
-    apply,
-    causes,
-    export,
-    index,
-    inputs,
-    ledger,
-    plan,
-    principal,
-    response_schema,
-    results,
-    rowtable,
-)
+from runner import causes, export, index, inputs, ledger, plan, response_schema, results, rowtable
 from runner import spec as specfile
 from runner.backends import Backend
 from runner.blobs.local import LocalBlobs
 from runner.blobs.memory import MemoryBlobs
 from runner.causes import Cause
-from runner.clock import SystemClock
-from runner.decide import Policy
+from runner.clock import SystemClock, clock_text
 from runner.errors import StateError, StateForeign
 from runner.globs import Selector
 from runner.index import Index
 from runner.model import Action, Attempt, Basis, Change, Entry, Outcome, Plan, Spec, State
 from runner.plan import Selection, Signature
 from runner.render import Renderer, digest
-from runner.run import Event, Run, clock_text
 from runner.store import Store
 
 
@@ -221,93 +206,6 @@ class Job:
 
         self._backend = RetryingBackend(started)
         return self._backend
-
-    @contextmanager
-    def locked(
-        self, operation: str, on_event: Callable[[Event], None], *, lock_timeout_s: float
-    ) -> Iterator[Run]:
-        """What the steps of an apply work with, under the lock, for commands that take single steps.
-
-        Submits nothing and waits for nothing. Raises StateLocked, and StateForeign for another endpoint
-        while submissions are in flight.
-        """
-        backend, clock = self.backend(), SystemClock()
-        with (
-            self.store.lock(operation, clock_text(clock.now()), lock_timeout_s),
-            tempfile.TemporaryDirectory(prefix="gbrun-") as scratch,
-        ):
-            steps = Run(
-                spec=self.spec,
-                store=self.store,
-                index=self.index,
-                ledger=ledger.Ledger(self.store),
-                backend=backend,
-                clock=clock,
-                policy=self._policy(backend, submit=False, wait=False),
-                judge=results.Judge(self.spec.output_schema),
-                on_event=on_event,
-                scratch=Path(scratch),
-            )
-            steps.ledger.open()
-            if steps.ledger.exists:
-                live = any(attempt.state.live for attempt in steps.ledger.attempts.values())
-                warning = principal.check(steps.ledger.state.principal, backend.principal, live=live)
-                if warning:
-                    steps.event("principal", "", warning)
-            yield steps
-
-    def _policy(
-        self,
-        backend: Backend,
-        *,
-        submit: bool,
-        wait: bool,
-        max_jobs: int | None = None,
-        retry: str = "transient",
-    ) -> Policy:
-        settings = self.spec.backend
-        return Policy(
-            max_jobs=max_jobs or self.spec.max_jobs,
-            poll_interval_s=settings.poll_interval_s or backend.poll_interval_s,
-            request_timeout_s=settings.request_timeout_s,
-            settle_s=settings.settle_s,
-            max_enqueued_tokens=self.spec.max_enqueued_tokens,
-            retry=retry != "none",
-            stall_after_s=settings.stall_after_s,
-            submit=submit,
-            wait=wait,
-            cleanup=self.spec.cleanup,
-        )
-
-    def run(
-        self,
-        made: Plan,
-        backend: Backend,
-        *,
-        submit: bool,
-        wait: bool,
-        stop: apply.Stop,
-        on_event: Callable[[Event], None],
-        lock_timeout_s: float,
-        max_jobs: int | None = None,
-        retry: str = "transient",
-    ) -> apply.Result:
-        """Carry a plan out."""
-        policy = self._policy(backend, submit=submit, wait=wait, max_jobs=max_jobs, retry=retry)
-        return apply.Apply(
-            spec=self.spec,
-            resolved=specfile.resolved(self.spec),
-            plan=made,
-            store=self.store,
-            index=self.index,
-            backend=backend,
-            clock=SystemClock(),
-            policy=policy,
-            new_lineage=lambda: uuid.uuid4().hex,
-            on_event=on_event,
-            stop=stop,
-            lock_timeout_s=lock_timeout_s,
-        ).run()
 
     def export(self, made: Plan) -> export.Written:
         """Write the destinations from what is stored, for the rows of a plan, and place them."""

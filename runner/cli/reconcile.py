@@ -25,7 +25,7 @@ def command(adopt: tuple[str, str] | None, abandon: str | None, lock_timeout: fl
     the service does not show. Submits nothing and cancels nothing.
     """
     from runner import reconcile
-    from runner.cli import terminal
+    from runner.cli import execution, terminal
     from runner.cli.job import Job
 
     if adopt is not None and abandon is not None:
@@ -36,7 +36,7 @@ def command(adopt: tuple[str, str] | None, abandon: str | None, lock_timeout: fl
             _refuse_unknown(adopt[0] if adopt else abandon)
             click.echo(f"{job.spec.name}  state {job.state_label}: nothing has been applied yet.")
             return Exit.CONVERGED
-        with job.locked("reconcile", terminal.show_event, lock_timeout_s=lock_timeout) as run:
+        with execution.locked(job, "reconcile", terminal.show_event, lock_timeout_s=lock_timeout) as run:
             if adopt is not None:
                 _adopt(run, *adopt)
             elif abandon is not None:

@@ -96,8 +96,7 @@ def push(file: Path, lock_timeout: float, **given: Any) -> None:
     """
     from runner import roots
     from runner.cli.job import state_of
-    from runner.clock import SystemClock
-    from runner.run import clock_text
+    from runner.clock import SystemClock, clock_text
 
     spec, store = state_of(pick_spec(given))
     try:
@@ -233,9 +232,8 @@ def _changing(given: dict[str, Any], operation: str, lock_timeout_s: float) -> I
     """The state under its lock, with nothing in flight; the old root is kept."""
     from runner import keys
     from runner.cli.job import Job
-    from runner.clock import SystemClock
+    from runner.clock import SystemClock, clock_text
     from runner.ledger import Ledger
-    from runner.run import clock_text
 
     with Job(pick_spec(given)) as job:
         _refuse_none(job)

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from runner.errors import InputUnreadable
 from runner.model import BadRow, Entry, FilesSource, Row, Spec
 
 _READ_BYTES = 1 << 16
+_BATCH = 1000
 MIME_TYPES = {
     ".csv": "text/csv",
     ".htm": "text/html",
@@ -63,7 +65,7 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
         never=never,
     )
     depth = None if "**" in rest.split("/") else rest.count("/")
-    yield from walk.entries(start, "", depth, frozenset({os.path.realpath(start)}))
+    yield from chain.from_iterable(walk.batches(start, "", depth, frozenset({os.path.realpath(start)})))
 
 
 def read(source: FilesSource, entry: Entry) -> Row | BadRow:
@@ -144,35 +146,43 @@ class _Walk:
     """Folder that links must not leave, None where they may."""
     never: _Never
 
-    def entries(
+    def batches(
         self, folder: str, below: str, depth: int | None, ancestors: frozenset[str]
-    ) -> Iterator[Entry]:
+    ) -> Iterator[list[Entry]]:
         """The files below a folder, in the order of their keys. What is done here is done per file."""
-        wanted, excluded, never = self.wanted, self.excluded, self.never
+        wanted, excluded, never_names = self.wanted.fullmatch, self.excluded, self.never.names
+        prefix, source = self.prefix, self.source
+        batch: list[Entry] = []
         for name, entry in self._listing(folder, below):
             relative = below + name
             if name[-1] == "/":
+                yield batch
+                batch = []
                 yield from self._deeper(relative, entry, depth, ancestors)
                 continue
-            if not wanted.fullmatch(relative):
+            if wanted(relative) is None:
                 continue
-            key = self.prefix + relative
+            key = prefix + relative
             if excluded and any(pattern.fullmatch(key) for pattern in excluded):
                 continue
             if entry.is_symlink():
                 self._check_link(relative, entry)
-            if not entry.is_file() or (entry.name in never.names and never.holds(entry.path)):
+            if not entry.is_file() or (entry.name in never_names and self.never.holds(entry.path)):
                 continue
             try:
                 stat = entry.stat()
             except OSError as error:
                 raise InputUnreadable(f"{key} cannot be looked at: {error.strerror}") from error
             signature = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-            yield Entry(key, self.source, entry.path, signature)
+            batch.append(Entry(key, source, entry.path, signature))
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+        yield batch
 
     def _deeper(
         self, relative: str, entry: os.DirEntry[str], depth: int | None, ancestors: frozenset[str]
-    ) -> Iterator[Entry]:
+    ) -> Iterator[list[Entry]]:
         if depth == 0:
             return
         real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
@@ -180,7 +190,7 @@ class _Walk:
             return
         self._check_link(relative, entry)
         below = None if depth is None else depth - 1
-        yield from self.entries(entry.path, relative, below, ancestors | {os.path.realpath(real)})
+        yield from self.batches(entry.path, relative, below, ancestors | {os.path.realpath(real)})
 
     def _listing(self, folder: str, below: str) -> list[tuple[str, os.DirEntry[str]]]:
         try:
