@@ -290,7 +290,8 @@ def test_a_file_that_vanishes_during_the_walk(tmp_path: Path) -> None:
     with suppress(InputUnreadable):
         for entry in walk:
             found = inputs.read(spec, entry)
-            assert isinstance(found, BadRow) and found.code == "unreadable"
+            assert isinstance(found, BadRow)
+            assert found.code == "unreadable"
 
 
 def test_a_name_that_is_not_text_is_refused_or_made_text(tmp_path: Path) -> None:
