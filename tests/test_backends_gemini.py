@@ -373,6 +373,20 @@ def test_a_job_that_does_not_exist_is_404(service: Service, backend: GeminiBacke
     backend.delete("batches/b1")
 
 
+def test_a_strangers_job_in_an_unknown_state_does_not_hide_the_others(
+    service: Service, backend: GeminiBackend
+) -> None:
+    strange = operation(
+        "batches/b1", "BATCH_STATE_FROBNICATING", metadata={"displayName": "of somebody else"}
+    )
+    ours = operation("batches/b2", "BATCH_STATE_FROBNICATING")
+    service.script = lambda _: answer({"operations": [strange, operation("batches/b3")]})
+    assert [job.job_name for job in backend.jobs()] == ["batches/b3"]
+    service.script = lambda _: answer({"operations": [strange, ours]})
+    with pytest.raises(BackendError, match="batches/b2.*not known here"):
+        list(backend.jobs())
+
+
 def test_listing_goes_on_after_an_empty_page(service: Service, backend: GeminiBackend) -> None:
     pages: dict[str, Any] = {
         "": {"operations": [operation("batches/b1")], "nextPageToken": "t2"},

@@ -265,8 +265,9 @@ class GeminiBackend:
                 token = str(page.get("nextPageToken") or "")
             for operation in operations:
                 with self._speaking("cannot read the list of jobs"):
-                    job = _read_job(operation)
-                yield job
+                    job = _read_listed(operation)
+                if job is not None:
+                    yield job
             if not token:
                 return
             if token in seen:
@@ -431,6 +432,16 @@ def _read_job(operation: Mapping[str, Json]) -> Job:
         end_time=str(meta.get("endTime") or ""),
         counts=counts,
     )
+
+
+def _read_listed(operation: Mapping[str, Json]) -> Job | None:
+    """The job of an operation; None for a stranger's in a state that is not known, which is not our affair."""
+    try:
+        return _read_job(operation)
+    except BackendError:
+        if str((operation.get("metadata") or {}).get("displayName") or "").startswith("gb1-"):
+            raise
+        return None
 
 
 def _file_state(file: types.File) -> str:
