@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SPEC := specs/tickets.yaml
 
-.PHONY: demo test check fix simulate torture bench lock clean
+.PHONY: demo test check fix simulate torture messy bench lock clean
 
 # Everything below stands on the environment; it is made once and again when the lock changes.
 .venv/ready: requirements.lock pyproject.toml
@@ -44,6 +44,10 @@ simulate: .venv/ready
 ROUNDS ?= 200
 torture: .venv/ready
 	ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -q -m slow tests/test_torture.py
+
+# A collection of messy answers, held against what their authors expect of them (tests/messy.py).
+messy: .venv/ready
+	$(BIN)/python -m tests.messy $(MESSY)
 
 bench: .venv/ready
 	$(BIN)/python bench/plan.py

@@ -2,10 +2,12 @@
 
     python bench/bare.py walk_stat FOLDER
     python bench/bare.py read_hash_write FOLDER OUT BYTES_PER_REQUEST
+    python bench/bare.py collect RESPONSES OUT
 
 `walk_stat` names and stats every file in sorted order: the least that a plan with nothing to do
 needs. `read_hash_write` also reads each file, hashes and writes as many bytes as a request has:
-the least that a first plan needs.
+the least that a first plan needs. `collect` parses each response line and the JSON in it, and writes
+a record: the least that taking in an output needs.
 """
 
 import hashlib
@@ -45,8 +47,23 @@ def read_hash_write(folder, out, size):
     return count
 
 
+def collect(responses, out):
+    import orjson
+
+    count = 0
+    with open(responses, "rb") as lines, open(out, "wb") as file:
+        for line in lines:
+            body = orjson.loads(line)
+            text = body["response"]["candidates"][0]["content"]["parts"][0]["text"]
+            file.write(orjson.dumps({"_key": body["key"], **orjson.loads(text)}) + b"\n")
+            count += 1
+    return count
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "walk_stat":
         print(walk_stat(sys.argv[2]))
+    elif sys.argv[1] == "collect":
+        print(collect(sys.argv[2], sys.argv[3]))
     else:
         print(read_hash_write(sys.argv[2], sys.argv[3], int(sys.argv[4])))

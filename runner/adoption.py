@@ -130,6 +130,7 @@ class Adoption:
             number=number,
             state=AttemptState.SUBMITTED,
             model=job.model or self._run.spec.model,
+            task=self._run.spec.task,
             request_count=shard.request_count,
             byte_count=shard.byte_count,
             created_at=now,
@@ -209,8 +210,13 @@ def _answer_keys(chunks: Iterable[bytes]) -> Iterator[str]:
             body = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
-        if isinstance(body, dict) and isinstance(body.get("key"), str):
-            yield body["key"]
+        if not isinstance(body, dict):
+            continue
+        # Answers that were kept inside their job carry the key where the request did.
+        inline = body.get("key") is None and isinstance(body.get("metadata"), dict)
+        holder = body["metadata"] if inline else body
+        if isinstance(holder.get("key"), str):
+            yield holder["key"]
 
 
 def _dates(jobs: Sequence[Job]) -> str:

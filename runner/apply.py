@@ -6,13 +6,16 @@ process that dies at any point leaves a state from which the next apply goes on.
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from runner import collection, decide, finish, principal, submission
+from msgspec import structs
+
+from runner import collection, decide, finish, parts, principal, rowtable, submission
 from runner.backends import Backend
 from runner.clock import Clock, clock_text
 from runner.decide import Policy, Situation
@@ -94,6 +97,8 @@ class Apply:
         self._outages = 0
         """Passing faults in a row."""
         self._outage_until = 0.0
+        self._spool: sqlite3.Connection | None = None
+        """The plan's rows, where it has any that differ."""
         self._run = Run(
             spec=spec,
             store=store,
@@ -102,10 +107,11 @@ class Apply:
             backend=backend,
             clock=clock,
             policy=policy,
-            judge=Judge(spec.output_schema),
+            judge=Judge.of(spec),
             on_event=on_event,
             scratch=Path(),
             wanted=set(plan.live_tokens),
+            wants=self._wants,
             shards={shard.shard_id: shard for shard in plan.shards},
             todo=[shard.shard_id for shard in plan.shards],
         )
@@ -120,6 +126,8 @@ class Apply:
         try:
             with tempfile.TemporaryDirectory(prefix="gbrun-") as scratch:
                 self._run.scratch = Path(scratch)
+                if self._plan.rows_path is not None:
+                    self._spool = rowtable.connect(self._plan.rows_path)
                 return self._walk()
         except StateLocked:
             raise
@@ -131,6 +139,9 @@ class Apply:
                     f"{', ...' if len(running) > 3 else ''}); mend the cause and apply again: they are found"
                 )
             raise
+        finally:
+            if self._spool is not None:
+                self._spool.close()
 
     def _walk(self) -> Result:
         run = self._run
@@ -164,6 +175,10 @@ class Apply:
                     continue
                 self._perform(step)
 
+    def _wants(self, request_id: str) -> bool:
+        """Whether some row of the plan waits for a request."""
+        return self._spool is not None and rowtable.wants(self._spool, request_id)
+
     # ------------------------------------------------------------ beginning, sleeping, ending
 
     def _begin(self) -> None:
@@ -194,6 +209,28 @@ class Apply:
             ledger.save(
                 replace(ledger.state, spec_digest=self._plan.spec_digest, principal=run.backend.principal)
             )
+        if run.policy.submit and self._spool is not None:
+            self._note(self._spool)
+
+    def _note(self, spool: sqlite3.Connection) -> None:
+        """Store what the plan found out about outcomes: those it judged again, and those that its requests
+        are to remedy, before any of these is sent."""
+        run = self._run
+        found = {parts.load_outcome(line).request_id: line for line in rowtable.rejudged(spool)}
+        links = list(rowtable.links(spool))
+        if not found and not links:
+            return
+        run.index.sync(run.ledger.state, run.ledger.attempts.values())
+        for of, request_id, settings in links:
+            failed = run.index.stored(of)
+            if failed is not None:
+                found[of] = parts.dump_outcome(
+                    structs.replace(failed, remedied_by=request_id, remedy=settings)
+                )
+        run.remedies |= {request_id for _, request_id, _ in links}
+        # A segment of no attempt: it has no token, and adds nothing to what was sent.
+        name = run.store.put_outcomes("", {}, found.values())
+        run.ledger.save(replace(run.ledger.state, outcomes=(*run.ledger.state.outcomes, name)))
 
     def _reload(self) -> None:
         ledger = self._run.ledger
@@ -229,7 +266,7 @@ class Apply:
             looked_at=run.looked_at,
             quarantined=frozenset(run.quarantined),
             halted=bool(run.errors),
-            to_retry=len(run.retry),
+            to_retry=len(run.again),
             surveyed=run.surveyed,
             next_tokens=decide.estimated_tokens(planned.byte_count) if planned is not None else 0,
         )

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import orjson
 
+from runner import remedies
 from runner.errors import BackendError
 from runner.ingest import Collector, failed_as_a_whole
-from runner.model import Attempt, AttemptState, Job, JobState, Request
+from runner.model import Attempt, AttemptState, Job, JobState, Request, Stored
+from runner.remedies import Remedy
 from runner.run import Run
 from runner.shard import ShardWriter
 
@@ -70,8 +72,8 @@ def collect(run: Run, attempt: Attempt) -> None:
             attempt,
             run.judge,
             run.store.shard_lines(attempt.shard_id),
-            run.index.stored,
-            run.spec.failures.max_attempts,
+            run.index,
+            lambda stored: _again(run, attempt, stored),
         )
         if attempt.output_name:
             _download(run, attempt, collector)
@@ -79,8 +81,7 @@ def collect(run: Run, attempt: Attempt) -> None:
         summary = {"outcomes": got.outcomes, "strays": got.strays, "usage": got.usage}
         name = run.store.put_outcomes(attempt.token, summary, got.lines)
         run.ledger.save(replace(run.ledger.state, outcomes=(*run.ledger.state.outcomes, name)))
-        if attempt.token in run.wanted:
-            run.retry |= got.retryable
+        run.again.update(got.again)
     attempt = replace(attempt, outcomes=summary["outcomes"], strays=summary["strays"])
     run.sent.update(summary["outcomes"])
     run.usage.update(summary["usage"])
@@ -119,26 +120,47 @@ def repack(run: Run) -> None:
     writer = ShardWriter(Path(folder), run.spec.shards)
     run.index.sync(run.ledger.state, run.ledger.attempts.values())
     # Another attempt may have answered one meanwhile, or hold it now.
-    waiting = {request_id for request_id in run.retry if _may_be_sent_again(run, request_id)}
-    run.retry = set()
+    waiting = {first: remedy for first, remedy in run.again.items() if _may_be_sent(run, first, remedy)}
+    run.again = {}
     adopted = sorted(a.shard_id for a in run.ledger.attempts.values() if a.token in run.wanted)
     for shard_id in list(dict.fromkeys([*run.shards, *adopted])):
         for line in run.store.shard_lines(shard_id) if waiting else ():
             request_id = orjson.loads(line)["key"]
-            if request_id in waiting:
-                waiting.discard(request_id)
+            if request_id not in waiting:
+                continue
+            remedy = waiting.pop(request_id)
+            if remedy is None:
                 writer.add(Request(request_id, line + b"\n"))
+            else:
+                run.remedies.add(remedy.request_id)
+                writer.add(Request(remedy.request_id, remedies.line(line, remedy)))
     for shard in writer.finish():
         run.shards[shard.shard_id] = shard
         run.todo.append(shard.shard_id)
         run.event("retry", "", f"{shard.request_count:,} requests go into another job")
 
 
-def _may_be_sent_again(run: Run, request_id: str) -> bool:
-    stored = run.index.stored(request_id)
+def _again(run: Run, attempt: Attempt, stored: Stored) -> tuple[bool, Remedy | None]:
+    """Whether a failure that some row wants answered is to be sent again, and how it is changed."""
+    failures, request_id = run.spec.failures, stored.request_id
+    wanted = attempt.token in run.wanted and (run.wants(request_id) or request_id in run.remedies)
+    if not wanted or not run.policy.retry or stored.jobs >= failures.max_attempts:
+        return False, None
+    root, taken = request_id, None
+    while (before := run.index.remedied(root)) is not None:
+        taken = before.remedy if taken is None else taken
+        root = before.request_id
+    remedy = remedies.following(root, stored, taken or {}, run.spec)
+    return remedy is not None or stored.retryable(failures.retry), remedy
+
+
+def _may_be_sent(run: Run, request_id: str, remedy: Remedy | None) -> bool:
+    if remedy is not None:
+        return run.index.stored(remedy.request_id) is None and run.index.live(remedy.request_id) is None
+    stored, failures = run.index.stored(request_id), run.spec.failures
     if stored is None or run.index.live(request_id) is not None:
         return False
-    return stored.retryable and stored.jobs < run.spec.failures.max_attempts
+    return stored.retryable(failures.retry) and stored.jobs < failures.max_attempts
 
 
 def _counts_text(outcomes: Mapping[str, int], strays: Mapping[str, int]) -> str:

@@ -55,6 +55,7 @@ CODES: Mapping[str, Code] = {
     "GB107": Code("not built yet", "The format has it, this version of gbrun does not."),
     "GB108": Code("misplaced key", "The key belongs elsewhere in the spec."),
     "GB109": Code("spec version", "This gbrun reads another version of the spec format."),
+    "GB110": Code("missing package", "The key needs a package that is not installed."),
     # Files and places that a spec names.
     "GB201": Code("named file cannot be read", "A prompt, schema or fault file is missing or unreadable."),
     "GB202": Code(
@@ -63,7 +64,7 @@ CODES: Mapping[str, Code] = {
     "GB203": Code("destination among inputs", "The inputs would match what gbrun writes."),
     "GB204": Code("unknown encoding", "Python knows no such text encoding."),
     "GB205": Code("unusable glob", "The glob cannot match files below the spec's folder."),
-    "GB206": Code("unusable destination", "Records go to a path that ends in `.jsonl`."),
+    "GB206": Code("unusable destination", "Records cannot be written to this path."),
     # Templates and schemas.
     "GB301": Code("template syntax", "The prompt or system instruction is not a Jinja template."),
     "GB302": Code("template reads another", "Templates cannot include, import or extend others."),
@@ -71,6 +72,10 @@ CODES: Mapping[str, Code] = {
     "GB312": Code("unusable pattern", "The validator does not take a regular expression of the schema."),
     "GB313": Code("unresolved reference", "A `$ref` names nothing inside the schema."),
     "GB314": Code("reserved property", "The schema has a property that every record already has."),
+    "GB315": Code(
+        "Python not allowed", "The schema is a pydantic model, and no flag says that its code may run."
+    ),
+    "GB316": Code("unusable model", "The pydantic model cannot be imported, or has no JSON Schema."),
     # Variables, environments, parents.
     "GB401": Code("unknown variable", "No such variable is declared."),
     "GB402": Code("variable without value", "The variable has no default, and nothing sets it."),
@@ -102,6 +107,9 @@ CODES: Mapping[str, Code] = {
     "GB912": Code("labels not sent", "Labels reach the job only on Vertex."),
     "GB913": Code("reference in a template", "`${...}` is not replaced inside a template."),
     "GB914": Code("model will be gone", "The service has announced the model's end."),
+    "GB915": Code("unknown format", "A `format` of the schema is not known, and so not checked."),
+    "GB917": Code("samples cannot differ", "Several answers are asked for, with nothing left to chance."),
+    "GB919": Code("column without values", "A column names a field that no record has."),
 }
 
 

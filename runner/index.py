@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from runner.model import Attempt, State, Stored
 from runner.rowtable import KnownRow
 from runner.store import Store
 
-_VERSION = "3"
+_VERSION = "4"
+_LOOKUPS = 500
+"""Requests that are looked up by one query."""
 RACY_NS = 2_000_000_000
 """A file changed this shortly before it was read may change again without looking different."""
 _SCHEMA = (
@@ -31,6 +33,7 @@ _SCHEMA = (
     + """
 CREATE INDEX row_requests ON row(requests);
 CREATE TABLE outcome (request_id TEXT PRIMARY KEY, outcome TEXT NOT NULL, line BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE remedied (request_id TEXT PRIMARY KEY, of TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE token (token TEXT PRIMARY KEY, summary TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE live (request_id TEXT PRIMARY KEY, token TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -54,6 +57,8 @@ class Index:
         self._db = self._open()
         self._state: State | None = None
         self._live: frozenset[str] = frozenset()
+        self._has_remedies = False
+        self._rejudged: dict[str, Stored] = {}
         self.components: dict[str, dict[str, Any]] = {}
         """Components id -> {spec, digests}, from the rows snapshot."""
 
@@ -64,6 +69,7 @@ class Index:
     def sync(self, state: State | None, attempts: Iterable[Attempt]) -> None:
         """Bring the index up to this root and these attempts."""
         self._state = state
+        self._rejudged = {}
         known = list(attempts)
         try:
             with rowtable.transaction(self._db):
@@ -91,8 +97,8 @@ class Index:
         known = int(self._meta("outcomes") or 0)
         if known and self._meta("segments") != _names(state.outcomes[:known] if state else ()):
             # Not the segments of before and some more: the root was restored or a row purged.
-            self._db.execute("DELETE FROM outcome")
-            self._db.execute("DELETE FROM token")
+            for table in ("outcome", "remedied", "token"):
+                self._db.execute(f"DELETE FROM {table}")
             known = 0
         for number, name in enumerate(state.outcomes[known:] if state else (), known + 1):
             self._load_outcomes(name, number)
@@ -100,6 +106,7 @@ class Index:
         if self._meta("segments") != names:
             self._set_meta("segments", names)
         self._load_live([a for a in attempts if a.state.live])
+        self._has_remedies = self._db.execute("SELECT 1 FROM remedied LIMIT 1").fetchone() is not None
 
     # ------------------------------------------------------------ lookups
 
@@ -117,6 +124,7 @@ class Index:
             and export.rows == self._state.rows
             and export.outcome_count == len(self._state.outcomes)
             and not self._live
+            and not self._rejudged
         )
 
     @property
@@ -146,15 +154,79 @@ class Index:
 
     def stored(self, request_id: str) -> Stored | None:
         """The latest outcome of a request."""
+        if request_id in self._rejudged:
+            return self._rejudged[request_id]
         if self._state is None or not self._state.outcomes:
             return None
         found = self._db.execute("SELECT line FROM outcome WHERE request_id = ?", (request_id,)).fetchone()
         return None if found is None else parts.load_outcome(found[0])
 
+    def rejudge(self, judge: Callable[[Stored], Stored]) -> None:
+        """Judge stored answers again that failed by what they say, until the next `sync`.
+
+        `judge` gives an outcome as it is judged now.
+        """
+        query = "SELECT line FROM outcome WHERE outcome IN ('invalid', 'unparseable') ORDER BY request_id"
+        for (line,) in self._db.execute(query):
+            before = parts.load_outcome(line)
+            now = judge(before)
+            if now != before:
+                self._rejudged[before.request_id] = now
+
+    def rejudged(self, request_id: str) -> Stored | None:
+        """The outcome of a request where it is judged otherwise than it was stored."""
+        return self._rejudged.get(request_id)
+
+    def tip(self, request_id: str) -> str:
+        """The request whose answer stands for this one's: itself, or the last that was sent to remedy it."""
+        while self._has_remedies:
+            found = self.stored(request_id)
+            if found is None or not found.remedied_by or self.stored(found.remedied_by) is None:
+                break
+            request_id = found.remedied_by
+        return request_id
+
+    def answered(self, request_id: str) -> Stored | None:
+        """The latest outcome of what stands for a request."""
+        return self.stored(self.tip(request_id))
+
+    def stored_among(self, request_ids: Sequence[str]) -> dict[str, Stored]:
+        """The latest outcomes of these requests, of those that have any; many at once are several times
+        faster."""
+        found: dict[str, Stored] = {}
+        if self._state is None or not self._state.outcomes:
+            return found
+        for at in range(0, len(request_ids), _LOOKUPS):
+            ids = request_ids[at : at + _LOOKUPS]
+            query = f"SELECT line FROM outcome WHERE request_id IN ({','.join('?' * len(ids))})"
+            for (line,) in self._db.execute(query, ids):
+                stored = parts.load_outcome(line)
+                found[stored.request_id] = stored
+        return found
+
+    def answered_among(self, request_ids: Sequence[str]) -> dict[str, Stored]:
+        """Request id -> the latest outcome of what stands for it, of those that have any."""
+        found = self.stored_among(request_ids)
+        if self._has_remedies or self._rejudged:
+            for request_id, stored in found.items():
+                if stored.remedied_by or request_id in self._rejudged:
+                    found[request_id] = self.answered(request_id) or stored
+        return found
+
     def outcome(self, request_id: str) -> str:
-        """The class of a request's latest outcome, empty where it has none."""
-        found = self._db.execute("SELECT outcome FROM outcome WHERE request_id = ?", (request_id,)).fetchone()
+        """The class of the latest outcome of what stands for a request, empty where it has none."""
+        tip = self.tip(request_id)
+        if tip in self._rejudged:
+            return self._rejudged[tip].outcome
+        found = self._db.execute("SELECT outcome FROM outcome WHERE request_id = ?", (tip,)).fetchone()
         return "" if found is None else str(found[0])
+
+    def remedied(self, request_id: str) -> Stored | None:
+        """The failure that a request remedies."""
+        if not self._has_remedies:
+            return None
+        found = self._db.execute("SELECT of FROM remedied WHERE request_id = ?", (request_id,)).fetchone()
+        return None if found is None else self.stored(found[0])
 
     def live(self, request_id: str) -> str | None:
         """The token of the live attempt that holds a request."""
@@ -162,6 +234,12 @@ class Index:
             return None
         found = self._db.execute("SELECT token FROM live WHERE request_id = ?", (request_id,)).fetchone()
         return None if found is None else str(found[0])
+
+    def in_flight(self, request_id: str) -> str | None:
+        """The token of the live attempt that holds a request, or what is to stand for it."""
+        tip = self.tip(request_id)
+        found = self.stored(tip) if self._has_remedies else None
+        return self.live(found.remedied_by if found is not None and found.remedied_by else tip)
 
     @property
     def live_count(self) -> int:
@@ -179,14 +257,18 @@ class Index:
 
     # ------------------------------------------------------------ signatures
 
-    def absorb(self, rows_name: str, components: Mapping[str, Any], rows: Iterable[KnownRow]) -> None:
-        """Take a new snapshot over with its signatures, without reading it back."""
-        with rowtable.transaction(self._db):
-            self._db.execute("DELETE FROM row")
-            rowtable.insert(self._db, rows)
-            rowtable.write_pages(self._db)
-            self._set_meta("rows", rows_name)
-            self._set_meta("components", orjson.dumps(components).decode())
+    def absorb(self, rows_name: str, components: Mapping[str, Any], spool: Path) -> None:
+        """Take a new snapshot over with its signatures from a plan's spool, without reading it back."""
+        self._db.execute("ATTACH ? AS spool", (str(spool),))
+        try:
+            with rowtable.transaction(self._db):
+                self._db.execute("DELETE FROM main.row")
+                self._db.execute("INSERT INTO main.row SELECT * FROM spool.row")
+                rowtable.write_pages(self._db)
+                self._set_meta("rows", rows_name)
+                self._set_meta("components", orjson.dumps(components).decode())
+        finally:
+            self._db.execute("DETACH spool")
 
     def remember(self, signatures: Iterable[tuple[str, tuple[int, int, int, int]]]) -> None:
         """Take over how unchanged inputs look now, as (key, signature)."""
@@ -216,10 +298,17 @@ class Index:
         header = orjson.loads(next(lines))
         summary = orjson.dumps(header["summary"]).decode()
         self._db.execute("INSERT OR REPLACE INTO token VALUES (?, ?)", (header["token"], summary))
-        self._db.executemany(
-            "INSERT OR REPLACE INTO outcome VALUES (?, ?, ?)",
-            ((body["id"], body["outcome"], line) for line in lines for body in (orjson.loads(line),)),
-        )
+        links: list[tuple[str, str]] = []
+
+        def outcomes() -> Iterator[tuple[str, str, bytes]]:
+            for line in lines:
+                body = orjson.loads(line)
+                if "remedied_by" in body:
+                    links.append((body["remedied_by"], body["id"]))
+                yield body["id"], body["outcome"], line
+
+        self._db.executemany("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?)", outcomes())
+        self._db.executemany("INSERT OR REPLACE INTO remedied VALUES (?, ?)", links)
         self._set_meta("outcomes", str(number))
 
     def _load_live(self, attempts: list[Attempt]) -> None:
@@ -266,7 +355,7 @@ class Index:
         return db
 
     def _reset(self) -> None:
-        for table in ("row", "page", "outcome", "token", "live"):
+        for table in ("row", "page", "outcome", "remedied", "token", "live"):
             self._db.execute(f"DELETE FROM {table}")
         self._db.execute("DELETE FROM meta WHERE name <> 'version'")
 

@@ -7,18 +7,37 @@ Every request that was sent gets exactly one outcome, so the counts always add u
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import orjson
+from msgspec import structs
 
 from runner import parts
 from runner.model import Answer, Attempt, JobState, Outcome, ResponseRef, Stored
+from runner.remedies import Remedy
 from runner.results import Judge, Stray, rpc_code
 
 ATTEMPT_ERROR_CODES = frozenset({3, 5, 7, 9, 16})
 """google.rpc codes of a failed job that mean import, bucket or rights: no row is to blame."""
 JOB_CANCELLED = "JOB_CANCELLED"
+
+
+class History(Protocol):
+    """What is asked of earlier attempts."""
+
+    def stored_among(self, request_ids: Sequence[str]) -> Mapping[str, Stored]:
+        """The latest outcomes of these requests, of those that have any."""
+        ...
+
+    def answered(self, request_id: str) -> Stored | None:
+        """The latest outcome of what stands for a request."""
+        ...
+
+    def remedied(self, request_id: str) -> Stored | None:
+        """The failure that a request remedies."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +50,8 @@ class Ingested:
     strays: Mapping[str, int]
     usage: Mapping[str, int]
     """Tokens: prompt, cached, output, thoughts."""
-    retryable: frozenset[str]
-    """Requests that may end better in another attempt, and have one left."""
+    again: Mapping[str, Remedy | None]
+    """Requests that may end better in another attempt and have one left: None to send them as they are."""
     unanswered: int
     """Requests without a line that get no outcome because the attempt itself failed."""
 
@@ -50,16 +69,18 @@ class Collector:
         attempt: Attempt,
         judge: Judge,
         sent: Iterable[bytes],
-        stored: Callable[[str], Stored | None],
-        max_attempts: int = 1,
+        history: History,
+        again: Callable[[Stored], tuple[bool, Remedy | None]] = lambda stored: (False, None),
     ) -> None:
-        """`sent` are the lines of the attempt's shard; `stored` gives a request's latest outcome."""
-        self._max_attempts = max_attempts
-        self._retryable: set[str] = set()
+        """`sent` are the lines of the attempt's shard; `again` says whether a failure is to be sent
+        again, and how."""
+        self._history = history
+        self._again_for = again
+        self._again: dict[str, Remedy | None] = {}
         self._attempt = attempt
         self._judge = judge
-        self._stored = stored
         self._found: dict[str, bytes | None] = {orjson.loads(line)["key"]: None for line in sent}
+        self._before = history.stored_among(list(self._found))
         self._classes: dict[str, Outcome] = {}
         self._strays: Counter[str] = Counter()
         self._usage: Counter[str] = Counter()
@@ -82,7 +103,8 @@ class Collector:
             if before is Outcome.OK or answer.outcome is not Outcome.OK:
                 return
         self._classes[request_id] = answer.outcome
-        self._usage.update(answer.usage)
+        for kind, count in answer.usage.items():
+            self._usage[kind] += count
         self._found[request_id] = self._outcome(answer, ref)
 
     def finish(self) -> Ingested:
@@ -110,32 +132,44 @@ class Collector:
             outcomes=outcomes,
             strays=dict(self._strays),
             usage=dict(self._usage),
-            retryable=frozenset(self._retryable),
+            again=self._again,
             unanswered=unanswered,
         )
 
     def _outcome(self, answer: Answer, ref: ResponseRef | None) -> bytes:
-        before = self._stored(answer.request_id)
+        before = self._before.get(answer.request_id)
+        remedied = self._history.remedied(answer.request_id)
+        earlier = before or remedied
         stored = Stored(
             request_id=answer.request_id,
             outcome=answer.outcome,
             token=self._attempt.token,
             code=answer.code,
             message=answer.message,
-            jobs=1 + (before.jobs if before else 0),
+            jobs=1 + (earlier.jobs if earlier else 0),
             ref=ref,
             usage=answer.usage,
             model_version=answer.model_version,
             finish_reason=answer.finish_reason,
+            remedies=remedied.outcome if remedied else "",
         )
-        if before is not None and before.outcome is Outcome.OK and answer.outcome is not Outcome.OK:
+        self._again.pop(stored.request_id, None)
+        if answer.outcome is Outcome.OK:
+            return parts.dump_outcome(stored)
+        if before is not None and self._is_answered(answer.request_id):
             # A replacement that failed never displaces an answer that was paid for.
-            stored = replace(before, jobs=stored.jobs)
-        self._retryable.discard(stored.request_id)
+            return parts.dump_outcome(structs.replace(before, jobs=stored.jobs))
         # A job that someone cancelled is not started again behind their back.
-        if stored.retryable and stored.jobs < self._max_attempts and stored.code != JOB_CANCELLED:
-            self._retryable.add(stored.request_id)
+        again, remedy = (False, None) if stored.code == JOB_CANCELLED else self._again_for(stored)
+        if again:
+            self._again[stored.request_id] = remedy
+        if remedy is not None:
+            stored = structs.replace(stored, remedied_by=remedy.request_id, remedy=remedy.settings)
         return parts.dump_outcome(stored)
+
+    def _is_answered(self, request_id: str) -> bool:
+        answered = self._history.answered(request_id)
+        return answered is not None and answered.outcome is Outcome.OK
 
 
 def _why_missing(attempt: Attempt) -> tuple[str, str]:

@@ -12,6 +12,8 @@ from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
+from msgspec import structs
+
 from runner import parts, rowtable
 from runner.errors import GuardRefused, UsageInvalid
 from runner.model import Attempt, Outcome, State, Stored
@@ -69,7 +71,7 @@ def accept(
         failed = [one for one in found if one is not None and one.outcome is not Outcome.OK]
         if not failed or None in found:
             raise UsageInvalid(*_nothing_to_accept(key, row, None in found))
-        taken |= {one.request_id: replace(one, accepted=True) for one in failed if not one.accepted}
+        taken |= {one.request_id: structs.replace(one, accepted=True) for one in failed if not one.accepted}
     if not taken:
         return state, []
     # A segment of no attempt: it has no token, and adds nothing to what was sent.

@@ -4,17 +4,12 @@ dated table of models that gbrun ships.
 
 from __future__ import annotations
 
-import fnmatch
-import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from runner import response_schema
+from runner import columns, modelfacts, outputschema, response_schema, validator
 from runner.errors import Diagnostic
 from runner.marks import Place, locate, nearest
 from runner.model import Json, Spec, Template
@@ -41,8 +36,11 @@ def lint(spec: Spec) -> list[Diagnostic]:
         *_model(spec),
         *_settings(spec),
         *_thinking(spec),
+        *_samples(spec),
         *_schema(spec),
+        *_formats(spec),
         *_templates(spec),
+        *_columns(spec),
     ]
     if spec.labels:
         message = "labels are shown here only: the Developer API does not take them"
@@ -82,32 +80,17 @@ def _at(
 # ------------------------------------------------------------------- models
 
 
-@functools.cache
-def _table() -> Mapping[str, Any]:
-    table: Mapping[str, Any] = orjson.loads((Path(__file__).parent / "data" / "models.json").read_bytes())
-    return table
-
-
-def _facts(model: str) -> Mapping[str, Any] | None:
-    """What is known of a model; None for one that is not in the table."""
-    models: Mapping[str, Any] = _table()["models"]
-    if model in models:
-        found: Mapping[str, Any] = models[model]
-        return found
-    return next(
-        (facts for name, facts in models.items() if "*" in name and fnmatch.fnmatchcase(model, name)), None
-    )
-
-
 def _model(spec: Spec) -> Iterator[Diagnostic]:
-    model, facts = spec.model, _facts(spec.model)
-    as_of = f"as of {_table()['as_of']}"
+    model, facts = spec.model, modelfacts.facts(spec.model)
+    as_of = f"as of {modelfacts.table()['as_of']}"
     if model.endswith("-latest"):
         message = f'"{model}" is an alias: the service decides which model answers, and at which price'
         yield _at(spec, ("model",), "GB902", message, "name a version")
     elif facts is None:
         known = [
-            name for name, known in _table()["models"].items() if "*" not in name and "gone" not in known
+            name
+            for name, known in modelfacts.table()["models"].items()
+            if "*" not in name and "gone" not in known
         ]
         hint = (
             suggest(model, known) or f"known {as_of}: {', '.join(k for k in known if 'embedding' not in k)}"
@@ -127,20 +110,24 @@ def _model(spec: Spec) -> Iterator[Diagnostic]:
         after = f"; from then on {then} answers, at its own price" if then else ""
         message = f'model "{model}" ends on {facts["ends"]}{after} ({as_of})'
         yield _at(spec, ("model",), "GB914", message, f"try {facts['use']}")
-    elif facts.get("embeds"):
+    elif facts.get("embeds") and spec.task != "embed_content":
         message = f'"{model}" makes embeddings; it does not answer a generate_content request'
         yield _at(spec, ("model",), "GB904", message, "choose a model that generates text")
+    elif spec.task == "embed_content" and not facts.get("embeds"):
+        known = [name for name, other in modelfacts.table()["models"].items() if other.get("embeds")]
+        message = f'"{model}" makes no embeddings'
+        yield _at(spec, ("model",), "GB904", message, f"known {as_of}: {', '.join(known)}")
 
 
 def _answering(spec: Spec) -> Mapping[str, Any]:
     """Facts of the model that really answers; empty where nothing is known."""
-    facts = _facts(spec.model) or {}
-    return _facts(facts["answered_by"]) or {} if "answered_by" in facts else facts
+    facts = modelfacts.facts(spec.model) or {}
+    return modelfacts.facts(facts["answered_by"]) or {} if "answered_by" in facts else facts
 
 
 def _settings(spec: Spec) -> Iterator[Diagnostic]:
     facts = _answering(spec)
-    family = _table()["families"].get(facts.get("family"), {})
+    family = modelfacts.table()["families"].get(facts.get("family"), {})
     for rule in family.get("rejects", ()):
         place = tuple(rule["setting"].split("."))
         value = _setting(spec, place)
@@ -162,6 +149,16 @@ def _setting(spec: Spec, place: tuple[str, ...]) -> Any:
     for step in place[1:]:
         value = value.get(step) if isinstance(value, Mapping) else None
     return value
+
+
+def _samples(spec: Spec) -> Iterator[Diagnostic]:
+    if spec.samples.count == 1:
+        return
+    config = spec.generation_config
+    for name in ("temperature", "seed"):
+        if config.get(name) == 0 or (name == "seed" and name in config):
+            message = f"{name} is fixed, so all {spec.samples.count} samples of a row may be the same"
+            yield _at(spec, ("generation_config", name), "GB917", message, "remove it", key=True)
 
 
 def _thinking(spec: Spec) -> Iterator[Diagnostic]:
@@ -194,6 +191,9 @@ def _schema(spec: Spec) -> Iterator[Diagnostic]:
     for note in response_schema.lower(spec.output_schema)[1]:
         pointer, _, what = note.partition(": ")
         place = _pointer(spec.output_schema, pointer)
+        format_ = re.match(r"format `(.*)` is checked locally only", what, re.DOTALL)
+        if format_ is not None and format_[1] not in validator.FORMATS:
+            continue
         named = re.match(r"`(\w+)` is checked locally only", what)
         if named is not None:
             place = (*place, named[1])
@@ -206,7 +206,7 @@ def _schema(spec: Spec) -> Iterator[Diagnostic]:
         more = f", here and in {count[what] - 1} more place(s)" if count[what] > 1 else ""
         message = f"the service does not enforce a part of the schema: {what}{more}"
         hint = "answers that break it come back as `invalid`"
-        yield _at(spec, ("output_schema", *place), "GB910", message, hint, key=True)
+        yield _in_schema(spec, place, "GB910", message, hint, key=True)
 
 
 def _pointer(schema: Json, pointer: str) -> Place:
@@ -231,6 +231,40 @@ def _value(schema: Json, place: Place) -> Json:
     return schema
 
 
+def _formats(spec: Spec) -> Iterator[Diagnostic]:
+    known = validator.FORMATS.union(*response_schema.FORMATS.values())
+    for place, keyword, value in outputschema.keywords(spec.output_schema):
+        if keyword != "format" or (place and place[-1] in outputschema.MAPS) or value in known:
+            continue
+        message = f'format "{value}" is unknown: nobody checks it'
+        hint = suggest(value, validator.FORMATS) or "say it with `pattern`, or leave it out"
+        yield _in_schema(spec, (*place, "format"), "GB915", message, hint)
+
+
+def _in_schema(
+    spec: Spec, place: Place, code: str, message: str, hint: str, *, key: bool = False
+) -> Diagnostic:
+    """A warning about a part of the schema; in words where that part was not written, as in a model's."""
+    if spec.origin is not None and ("output_schema", *place[:1]) not in spec.origin.marks:
+        message += f", at {''.join(f'/{step}' for step in place)} of the model's schema"
+    return _at(spec, ("output_schema", *place), code, message, hint, key=key)
+
+
+# ------------------------------------------------------------------- destinations
+
+
+def _columns(spec: Spec) -> Iterator[Diagnostic]:
+    for number, destination in enumerate(spec.destinations):
+        for at, message, hint in columns.doubts(spec, destination):
+            name = destination.columns[at].name
+            place: Place = ("destination", number, "columns")
+            marks = spec.origin.marks if spec.origin else {}
+            if place not in marks:
+                place = ("destination", "columns")
+            place = (*place, name) if (*place, name) in marks else (*place, at)
+            yield _at(spec, place, "GB919", f'column "{name}" has no values: {message}', hint)
+
+
 # ------------------------------------------------------------------- templates
 
 
@@ -240,7 +274,12 @@ def _templates(spec: Spec) -> Iterator[Diagnostic]:
 
     used = set(spec.origin.used) if spec.origin else set()
     reads_input = False
-    for key, template in (("prompt", spec.prompt), ("system_instruction", spec.system_instruction)):
+    places: tuple[tuple[Place, Template | None], ...] = (
+        (("prompt",), spec.prompt),
+        (("system_instruction",), spec.system_instruction),
+        (("embed_content_config", "title"), spec.title),
+    )
+    for key, template in places:
         if template is None:
             continue
         tree = jinja2.Environment().parse(template.text)
@@ -290,7 +329,7 @@ def _field(node: nodes.Node, owner: str) -> str | None:
     return str(node.arg.value) if isinstance(node.arg, nodes.Const) else None
 
 
-def _unknown_names(spec: Spec, key: str, template: Template, tree: nodes.Template) -> Iterator[Diagnostic]:
+def _unknown_names(spec: Spec, key: Place, template: Template, tree: nodes.Template) -> Iterator[Diagnostic]:
     from jinja2 import nodes
 
     known: dict[str, tuple[str, ...]] = {"input": FILE_FIELDS, "var": tuple(spec.variables)}
@@ -321,18 +360,25 @@ def _unknown_names(spec: Spec, key: str, template: Template, tree: nodes.Templat
 
 
 def _in_template(
-    spec: Spec, key: str, template: Template, line: int, code: str, message: str, hint: str, written: str
+    spec: Spec, key: Place, template: Template, line: int, code: str, message: str, hint: str, written: str
 ) -> Diagnostic:
     """A warning at a line of a template; what is `written` there is underlined where it is found."""
     marks = spec.origin.marks if spec.origin else {}
-    mark = marks.get((key, "text")) or marks.get((key,))
+    mark = marks.get((*key, "text")) or marks.get(key)
     if mark is None:
         at = template.line + line - 1
         return Diagnostic(
             code=code, message=message, path=template.path, line=at, column=1, hint=hint, severity="warning"
         )
     found = locate_in_template(
-        template, mark.source, line, code=code, message=message, hint=hint, where=key, severity="warning"
+        template,
+        mark.source,
+        line,
+        code=code,
+        message=message,
+        hint=hint,
+        where=".".join(map(str, key)),
+        severity="warning",
     )
     word = re.search(rf"(?<![\w.]){re.escape(written)}(?!\w)", found.snippet)
     return replace(found, column=word.start() + 1, length=len(written)) if word else found

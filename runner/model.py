@@ -7,12 +7,14 @@ Units stand in names: `byte_count`, `timeout_s`. Times are UTC seconds since the
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from runner.gcsuri import GcsUri
 
 if TYPE_CHECKING:
     from runner.tree import Origin
@@ -57,6 +59,8 @@ class BackendSpec:
 
     type: str
     """`local` or `gemini`."""
+    mode: str = "batch"
+    """`batch` or `direct`: jobs at the service, or synchronous calls."""
     base_url: str | None = None
     api_version: str = "v1beta"
     poll_interval_s: float | None = None
@@ -93,6 +97,37 @@ class Failures:
     max_ratio: float = 0.0
     max_attempts: int = 3
     """Finished jobs per request."""
+    retry: tuple[str, ...] = ("transient", "missing")
+    """Outcome classes that are sent again as they were."""
+    remedies: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    """Outcome class -> settings of generation_config to send it again with; `x2` is a factor."""
+    repair: bool = False
+    """Whether JSON that is not quite JSON is mended by a library."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """How many answers per row, and what becomes of them."""
+
+    count: int = 1
+    aggregate: str = "all"
+    """`all`, `first`, `majority` or `mean`."""
+    min_ok: int | None = None
+    """How many must be ok for the row to be, None for all."""
+
+    @property
+    def needed(self) -> int:
+        """How many must be ok."""
+        return self.count if self.min_ok is None else self.min_ok
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a destination, as the spec names it."""
+
+    name: str
+    path: str
+    """The JSONPath (RFC 9535) over the record that gives its values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +137,19 @@ class Destination:
     path: str
     """As written: relative to the spec's folder, or absolute."""
     include: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    """Empty where the record or its schema says what is written."""
+
+    @property
+    def suffix(self) -> str:
+        """`.jsonl`, `.csv`, `.parquet` or `.sqlite`."""
+        return Path(self.path).suffix
+
+    @property
+    def errors_path(self) -> str:
+        """Where failures go if this is the first destination: beside it, `<stem>.errors.jsonl`."""
+        path = Path(self.path)
+        return (path.parent / f"{path.stem}.errors.jsonl").as_posix()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +168,9 @@ class Spec:
     labels: Mapping[str, str] = field(default_factory=dict)
     backend: BackendSpec
     state: Path
-    """The state folder, absolute."""
+    """The state folder, absolute; what this machine keeps of a state that lies at `state_uri`."""
+    state_uri: GcsUri | None = None
+    """Where the state lies, None where it lies in `state`."""
     inputs: tuple[FilesSource, ...]
     allow_outside: bool = False
     task: str = "generate_content"
@@ -128,6 +178,12 @@ class Spec:
     prompt: Template
     system_instruction: Template | None = None
     generation_config: Mapping[str, Json] = field(default_factory=dict)
+    embed_content_config: Mapping[str, Json] = field(default_factory=dict)
+    """Without `title` and `normalize`."""
+    title: Template | None = None
+    """Title of the document to embed."""
+    normalize: bool = False
+    """Whether vectors are scaled to length 1."""
     safety_settings: tuple[Json, ...] = ()
     tools: tuple[Json, ...] = ()
     tool_config: Json = None
@@ -138,6 +194,7 @@ class Spec:
     sensitive: frozenset[str] = frozenset()
     """Names of variables whose values are never printed or stored."""
     output_schema: Mapping[str, Json] | None = None
+    samples: Samples = Samples()
     destinations: tuple[Destination, ...]
     shards: ShardLimits
     max_jobs: int = 10
@@ -176,8 +233,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """(byte size, mtime_ns, ctime_ns, inode), or None where it was not looked up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One input, read."""
 
     key: str
@@ -200,8 +256,7 @@ class BadRow:
     """1-based line of `path`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One GenerateContentRequest."""
 
     request_id: str
@@ -210,8 +265,7 @@ class Request:
     """The JSONL line, with its newline."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """The address of one request within a row, and the request that fills it."""
 
     part: int
@@ -247,11 +301,7 @@ class Outcome(enum.StrEnum):
     BAD_INPUT = "bad_input"
 
 
-RETRYABLE = frozenset({Outcome.TRANSIENT, Outcome.MISSING})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseRef:
+class ResponseRef(msgspec.Struct, frozen=True, kw_only=True):
     """Where a response line lies: `responses/<token>.<part>.jsonl.gz`."""
 
     part: int
@@ -263,8 +313,7 @@ class ResponseRef:
     """Bytes of the line without its newline."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """The latest outcome of a request, as the state keeps it."""
 
     request_id: str
@@ -277,20 +326,24 @@ class Stored:
     """Finished jobs that contained the request."""
     ref: ResponseRef | None = None
     """None where no line came back."""
-    usage: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, int] = {}
     model_version: str = ""
     finish_reason: str = ""
     accepted: bool = False
     """A person took the outcome as final: it is not tried again."""
+    remedied_by: str = ""
+    """Id of the request whose answer stands for this one's."""
+    remedy: Mapping[str, Json] = {}
+    """How that one differs from the request that was rendered: names of generationConfig, as sent."""
+    remedies: str = ""
+    """Outcome class of the request that this one stands for, empty where it stands for none."""
 
-    @property
-    def retryable(self) -> bool:
-        """Whether another attempt may end differently, and nobody said that it need not."""
-        return self.outcome in RETRYABLE and not self.accepted
+    def retryable(self, classes: Collection[str]) -> bool:
+        """Whether the spec wants this class sent again, and nobody said that it need not."""
+        return self.outcome in classes and not self.accepted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A response line, judged against the spec."""
 
     request_id: str
@@ -306,7 +359,7 @@ class Answer:
     """The text or error kept for the errors file."""
     repaired: str = ""
     """How JSON was recovered (`fence`, `prose`), empty where it was strict."""
-    usage: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, int] = {}
     model_version: str = ""
     finish_reason: str = ""
 
@@ -455,7 +508,7 @@ class Job:
     state: JobState
     model: str = ""
     output_name: str = ""
-    """The file that holds the responses, empty until there is one."""
+    """What holds the responses: a file, or the job itself where they are inline; empty until there is one."""
     error_code: int = 0
     """google.rpc code of a failed job, 0 where there is none."""
     error_message: str = ""
@@ -517,6 +570,7 @@ class Attempt:
     request_count: int
     byte_count: int
     created_at: float
+    task: str = "generate_content"
     upload_name: str = ""
     posted_at: float = 0.0
     """When this state made the job, or tried to; 0 for a job of another state that was imported."""

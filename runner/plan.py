@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from runner import badrows, rowtable
+from msgspec import structs
+
+from runner import badrows, remedies, rowtable
 from runner.errors import Diagnostic, InputUnreadable
 from runner.globs import Selector
 from runner.model import (
@@ -31,6 +33,7 @@ from runner.model import (
     Wanted,
 )
 from runner.planspool import PlanSpool, twice
+from runner.remedies import Aim
 from runner.render import digest
 from runner.rowclass import Verdict, judge_row, rerun_reasons
 from runner.rowtable import Glance, KnownRow
@@ -88,6 +91,10 @@ class History(Protocol):
         """The latest outcome of a request."""
         ...
 
+    def rejudged(self, request_id: str) -> Stored | None:
+        """The outcome of a request where it is judged otherwise than it was stored."""
+        ...
+
     def live(self, request_id: str) -> str | None:
         """The token of the live attempt that holds a request."""
         ...
@@ -98,8 +105,8 @@ class Rendering(Protocol):
 
     components: Mapping[str, str]
 
-    def request(self, row: Row) -> Request | BadRow:
-        """The request of a row, or why there is none."""
+    def requests(self, row: Row) -> tuple[Request, ...] | BadRow:
+        """The requests of a row, one per sample, or why there are none."""
         ...
 
 
@@ -195,6 +202,9 @@ class _Planner:
         self._quick = self._settled and selection == Selection()
         """Whether a row that looks as it did needs no further look."""
         self._retry_all = selection.retry == "all"
+        open_classes = {*spec.failures.retry, *spec.failures.remedies}
+        self._final = frozenset(outcome.value for outcome in Outcome) - open_classes
+        """Row classes that need no look at the requests to be called settled."""
         self._ordinal = 0
         self._glanced = 0
         """Rows that were unchanged at a glance; in no other count until the end."""
@@ -226,6 +236,7 @@ class _Planner:
                 or head[4] != entry.signature
                 or head[0] != ordinal
                 or head[2] != components
+                or head[3] not in self._final
             ):
                 closer = entry
                 break
@@ -252,21 +263,27 @@ class _Planner:
             and prior.components == self._components_id
             and not prior.problem
         ):
-            if self._settled and rowtable.final(prior.outcome) and not replaced and not self._retry_all:
+            if self._settled and prior.outcome in self._final and not replaced and not self._retry_all:
                 self._same(prior)
                 return
-            self._wanted(entry, prior, prior.wanted, prior.input, None, replaced)
+            self._wanted(entry, prior, prior.wanted, prior.input, {}, replaced)
             return
         row = self._read(entry)
-        request = row if isinstance(row, BadRow) else self._renderer.request(row)
-        if isinstance(request, Request) and not self._writer.fits(request):
-            size = f"{len(request.line):,} bytes"
-            request = BadRow(entry.key, "too_large", f"its request has {size}, over shards.max_bytes")
-        if isinstance(request, BadRow):
-            self._bad_row(entry, prior, request)
+        if isinstance(row, BadRow):
+            self._bad_row(entry, prior, row)
             return
-        assert isinstance(row, Row)
-        self._wanted(entry, prior, (Wanted(0, 0, request.request_id),), row.digest, request, replaced)
+        requests = self._renderer.requests(row)
+        if isinstance(requests, BadRow):
+            self._bad_row(entry, prior, requests)
+            return
+        if not self._writer.fits(requests[0]):
+            size = f"{len(requests[0].line):,} bytes"
+            bad = BadRow(entry.key, "too_large", f"its request has {size}, over shards.max_bytes")
+            self._bad_row(entry, prior, bad)
+            return
+        wanted = tuple(Wanted(0, sample, request.request_id) for sample, request in enumerate(requests))
+        known = {request.request_id: request for request in requests}
+        self._wanted(entry, prior, wanted, row.digest, known, replaced)
 
     def _wanted(
         self,
@@ -274,7 +291,7 @@ class _Planner:
         prior: KnownRow | None,
         wanted: tuple[Wanted, ...],
         input_digest: str,
-        request: Request | None,
+        requests: Mapping[str, Request],
         replaced: bool,
     ) -> None:
         text = rowtable.dump_wanted(wanted)
@@ -284,30 +301,39 @@ class _Planner:
         def why() -> tuple[str, ...]:
             return self._why(prior, input_digest)
 
+        retry = self._selection.retry
+        aims = {
+            w.request_id: Aim(w.request_id, None)
+            if replaced
+            else remedies.aim(w.request_id, history.stored, history.live, self._spec, retry=retry)
+            for w in wanted
+        }
+        found = aims.values()
+        for one in found:
+            rejudged = history.rejudged(one.request_id)
+            if rejudged is not None:
+                self._spool.rejudge(self._ordinal, rejudged)
         verdict = judge_row(
-            wanted,
-            {w.request_id: history.stored(w.request_id) for w in wanted},
-            {w.request_id: history.live(w.request_id) for w in wanted},
+            [structs.replace(w, request_id=aims[w.request_id].request_id) for w in wanted],
+            {one.request_id: one.stored for one in found},
+            {one.request_id: history.live(one.request_id) for one in found},
             known=prior is not None,
             same_requests=same_requests,
             why=why,
-            max_attempts=self._spec.failures.max_attempts,
+            failures=self._spec.failures,
+            needed=self._spec.samples.needed if len(wanted) > 1 else None,
+            remedied={one.request_id: one.before for one in found if one.before is not None},
             replaced=replaced,
-            retry=self._selection.retry,
+            retry=retry,
         )
         if verdict.live:
             self._tokens.update(verdict.live)
-            self._spool.want_live(self._ordinal, (w.request_id for w in wanted))
-        if verdict.pending and request is None:
-            # Known by its signature, so never read; its bytes are needed after all.
-            row = self._read(entry)
-            fresh = row if isinstance(row, BadRow) else self._renderer.request(row)
-            if isinstance(fresh, BadRow) or fresh.request_id not in verdict.pending:
-                raise InputUnreadable(f"{entry.key} changed while the plan was made", hint="plan again")
-            request = fresh
+            self._spool.want_live(self._ordinal, (one.request_id for one in found))
+        if verdict.pending and not requests:
+            requests = self._rendered(entry, aims)
         same_as = ""
-        if verdict.pending and request is not None:
-            same_as = self._pend(entry.key, request)
+        if verdict.pending:
+            same_as = self._pend(entry.key, verdict.pending, aims, requests)
         elif verdict.action is Action.REUSED and prior is None:
             same_as = history.key_of(text) or ""
         now = KnownRow(
@@ -332,12 +358,33 @@ class _Planner:
         before = self._history.components.get(prior.components, {}).get("digests", {})
         return rerun_reasons(before, self._components, same_input=prior.input == input_digest)
 
-    def _pend(self, key: str, request: Request) -> str:
-        """Put a request into the shards once; the key that wanted it before, if another did."""
-        wanted_by = self._spool.pend(self._ordinal, request.request_id, key)
-        if not wanted_by:
-            self._writer.add(request)
-        return wanted_by
+    def _rendered(self, entry: Entry, aims: Mapping[str, Aim]) -> dict[str, Request]:
+        """The requests of a row that is known by its signature, so was not read, and has to be sent."""
+        row = self._read(entry)
+        fresh = row if isinstance(row, BadRow) else self._renderer.requests(row)
+        if isinstance(fresh, BadRow) or {request.request_id for request in fresh} != set(aims):
+            raise InputUnreadable(f"{entry.key} changed while the plan was made", hint="plan again")
+        return {request.request_id: request for request in fresh}
+
+    def _pend(
+        self, key: str, pending: Sequence[str], aims: Mapping[str, Aim], requests: Mapping[str, Request]
+    ) -> str:
+        """Put requests into the shards once; the key that wanted one of them before, if another did."""
+        same_as = ""
+        for root, one in aims.items():
+            if one.request_id not in pending:
+                continue
+            request = requests[root]
+            if one.remedy is not None:
+                request = Request(one.request_id, remedies.line(request.line, one.remedy))
+                if one.is_new and one.before is not None:
+                    self._spool.link(self._ordinal, one.before.request_id, one.remedy)
+            wanted_by = self._spool.pend(self._ordinal, request.request_id, key)
+            if not wanted_by:
+                self._writer.add(request)
+            elif wanted_by != key:
+                same_as = wanted_by
+        return same_as
 
     def _bad_row(self, entry: Entry, prior: KnownRow | None, bad: BadRow) -> None:
         self._bad_count += 1
@@ -381,7 +428,7 @@ class _Planner:
     def _keep(self, prior: KnownRow | None) -> None:
         """A row outside the target: as it was exported last, or not there yet."""
         if prior is not None:
-            if prior.outcome and not rowtable.final(prior.outcome):
+            if prior.outcome and prior.outcome not in self._final:
                 self._counts[Action.UNCHANGED] += 1
                 self._spool.add(prior._replace(ordinal=self._ordinal))
                 self._ordinal += 1
@@ -548,6 +595,8 @@ def _reexport(
         written = export.files.get(path)
         if written is not None and written != found:
             out.append(f"{path} is missing" if found is None else f"{path} was altered")
+    gone = sorted(export.files.keys() - destinations.keys())
+    out += (f"{path} is no longer a destination, and stays as it is" for path in gone)
     if failed_anew:
         out.append("rows failed that had not")
     if moved and not out:

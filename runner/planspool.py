@@ -14,9 +14,10 @@ from pathlib import Path
 
 import orjson
 
-from runner import rowtable
+from runner import parts, rowtable
 from runner.errors import InputUnreadable
-from runner.model import Action, Change
+from runner.model import Action, Change, Stored
+from runner.remedies import Remedy
 from runner.rowtable import KnownRow
 
 _BATCH = 500
@@ -75,6 +76,20 @@ class PlanSpool:
             return ""
         found = db.execute("SELECT key FROM pending WHERE request_id = ?", (request_id,)).fetchone()
         return str(found[0])
+
+    def link(self, ordinal: int, of: str, remedy: Remedy) -> None:
+        """Note that a request is to stand for another that failed."""
+        settings = orjson.dumps(remedy.settings, option=orjson.OPT_SORT_KEYS).decode()
+        self.begin(ordinal).execute(
+            "INSERT OR REPLACE INTO link VALUES (?, ?, ?)", (of, remedy.request_id, settings)
+        )
+
+    def rejudge(self, ordinal: int, stored: Stored) -> None:
+        """Note that an outcome is judged otherwise than it is stored."""
+        line = parts.dump_outcome(stored)
+        self.begin(ordinal).execute(
+            "INSERT OR REPLACE INTO rejudged VALUES (?, ?)", (stored.request_id, line)
+        )
 
     def want_live(self, ordinal: int, request_ids: Iterable[str]) -> None:
         """Note that requests in flight are wanted."""

@@ -1,6 +1,7 @@
 """Who a state's jobs belong to: endpoint and key, and whether another one may go on. Pure.
 
-A principal is `local`, or `<service>:<host>:<fingerprint of the key>`.
+A principal is `local`, or `<service>:<host>:<fingerprint of the key>`, with `direct-` before it where jobs
+are synchronous calls of this machine.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def check(recorded: str, now: str, *, live: bool) -> str:
 
 def is_loopback(principal: str) -> bool:
     """Whether a principal is a service on this machine."""
+    principal = principal.removeprefix("direct-")
     host = principal.split(":", 1)[-1].rsplit(":", 1)[0].strip("[]")
     if principal == "local" or host == "localhost":
         return True

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import orjson
+from msgspec import structs
 
 from runner import index, keys, parts, rowtable, statefile
 from runner.ledger import Ledger
@@ -64,6 +65,8 @@ class Purge:
         self._db = rowtable.connect(workspace / "purge.sqlite")
         self._db.executescript(_SCHEMA)
         self._subject = Subject()
+        self._remedied_by: dict[str, set[str]] = {}
+        """Request -> those that were sent to remedy it."""
         self._renamed: dict[str, str] = {}
         """Old part -> the new one that stands in its place."""
         self._shards: dict[str, str] = {}
@@ -76,10 +79,15 @@ class Purge:
     def look(self, state: State) -> Subject:
         """Find what has to go; changes nothing."""
         subject = self._subject
+        for name in state.outcomes:
+            for line in islice(self._store.lines(name), 1, None):
+                outcome = parts.load_outcome(line)
+                if outcome.remedied_by:
+                    self._remedied_by.setdefault(outcome.request_id, set()).add(outcome.remedied_by)
         with rowtable.transaction(self._db):
             for name in self._store.blobs.list("rows/"):
                 for row in self._rows(name):
-                    ids = [wanted.request_id for wanted in row.wanted]
+                    ids = self._requests(row)
                     self._db.executemany("INSERT OR IGNORE INTO known VALUES (?)", ((i,) for i in ids))
                     if self._picked(row.key):
                         subject.keys.add(row.key)
@@ -97,13 +105,23 @@ class Purge:
         self._look_into_shards()
         return subject
 
+    def _requests(self, row: KnownRow) -> set[str]:
+        """What a row wants, and what was sent to remedy it."""
+        found: set[str] = set()
+        left = [wanted.request_id for wanted in row.wanted]
+        while left:
+            request_id = left.pop()
+            found.add(request_id)
+            left += self._remedied_by.get(request_id, set()) - found
+        return found
+
     def _others(self) -> dict[str, set[str]]:
         """Keys with the same documents or requests as the subject, in any snapshot -> their requests."""
         subject = self._subject
         found: dict[str, set[str]] = {}
         for name in self._store.blobs.list("rows/"):
             for row in self._rows(name):
-                ids = {wanted.request_id for wanted in row.wanted}
+                ids = self._requests(row)
                 if row.key not in subject.keys and (row.input in subject.inputs or ids & subject.requests):
                     found.setdefault(row.key, set()).update(ids)
         return found
@@ -232,7 +250,7 @@ class Purge:
                 continue
             part, member, offset = found
             moved = ResponseRef(part=part, member=member, offset=offset, length=ref.length)
-            yield parts.dump_outcome(replace(stored, ref=moved))
+            yield parts.dump_outcome(structs.replace(stored, ref=moved))
 
     def _rewrite_shards(self) -> list[str]:
         for shard_id in sorted(set(self._shards.values())):

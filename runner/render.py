@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,9 @@ COMPONENTS = (
     "variables",
     "env",
     "task",
+    "embed_content_config",
+    "title",
+    "samples",
 )
 """The parts of a spec that can change a request, in the order in which a plan names them."""
 
@@ -56,35 +59,42 @@ class Renderer:
         """
         spec = sealed_spec(spec)
         self._spec = spec
-        self._prompt = CompiledTemplate(spec.prompt.text)
-        self._system = CompiledTemplate(spec.system_instruction.text) if spec.system_instruction else None
+        written = {"prompt": spec.prompt, "system": spec.system_instruction, "title": spec.title}
+        used = {name: template for name, template in written.items() if template is not None}
+        self._templates = [(template, CompiledTemplate(template.text)) for template in used.values()]
         self._variables = Fields("var", spec.variables)
-        self._identity, self._line = self._skeletons()
+        holes = [_Hole(name) for name in used]
+        identity, body = self._embedding() if spec.task == "embed_content" else self._generating()
+        body = _merged(_present(body), spec.extra_body)
+        self._line = _Skeleton({"key": _Hole("key"), "request": body}, [_Hole("key"), *holes], newline=True)
+        # Sample 0 is the request of a spec without samples: asking for more keeps what there is.
+        samples = [{}, *({"sample": number} for number in range(1, spec.samples.count))]
+        self._identities = [_Skeleton(_present(identity | sample), holes) for sample in samples]
         self.components = self._components()
         """Component name -> digest; what a plan compares to tell why a row runs again."""
 
-    def request(self, row: Row) -> Request | BadRow:
-        """The request of a row, or why this row cannot be one (its data breaks the template)."""
+    def requests(self, row: Row) -> tuple[Request, ...] | BadRow:
+        """The requests of a row, one per sample, or why it cannot have any (its data breaks a template)."""
         values = {"input": Fields("input", row.fields), "var": self._variables, "env": self._spec.env}
-        try:
-            template = self._spec.prompt
-            prompt = _json_text(self._prompt.render(values))
-            system = b""
-            if self._system is not None and self._spec.system_instruction is not None:
-                template = self._spec.system_instruction
-                system = _json_text(self._system.render(values))
-        except TemplateFailed as error:
-            line = template.line + max(error.line, 1) - 1
-            return BadRow(row.key, "template", error.message, template.path, line)
-        except orjson.JSONEncodeError:
-            return BadRow(row.key, "surrogate", "holds a lone surrogate, which is not text")
-        request_id = "r" + hashlib.sha256(self._identity.fill(prompt, system)).hexdigest()[:32]
-        return Request(request_id, self._line.fill(request_id.encode(), prompt, system))
+        texts = []
+        for template, compiled in self._templates:
+            try:
+                texts.append(orjson.dumps(compiled.render(values)))
+            except TemplateFailed as error:
+                line = template.line + max(error.line, 1) - 1
+                return BadRow(row.key, "template", error.message, template.path, line)
+            except orjson.JSONEncodeError:
+                return BadRow(row.key, "surrogate", "holds a lone surrogate, which is not text")
+        made = []
+        for identity in self._identities:
+            request_id = "r" + hashlib.sha256(identity.fill(*texts)).hexdigest()[:32]
+            made.append(Request(request_id, self._line.fill(request_id.encode(), *texts)))
+        return tuple(made)
 
-    def _skeletons(self) -> tuple[_Skeleton, _Skeleton]:
+    def _generating(self) -> tuple[dict[str, Json], dict[str, Json]]:
+        """What a request to generate content is told apart by, and what is sent; with holes for texts."""
         spec = self._spec
-        prompt, system, key = _Hole("prompt"), _Hole("system"), _Hole("key")
-        contents = [{"parts": [{"text": prompt}], "role": "user"}]
+        contents = [{"parts": [{"text": _Hole("prompt")}], "role": "user"}]
         identity: dict[str, Any] = {
             "idv": IDENTITY_VERSION,
             "task": spec.task,
@@ -112,18 +122,34 @@ class Renderer:
             "safetySettings": list(spec.safety_settings),
             "cachedContent": spec.cached_content,
         }
-        if self._system is not None:
-            identity["system_instruction"] = system
-            body["systemInstruction"] = {"parts": [{"text": system}]}
-        body = _merged(_present(body), spec.extra_body)
-        return (
-            _Skeleton(_present(identity), (prompt, system)),
-            _Skeleton({"key": key, "request": body}, (key, prompt, system), newline=True),
-        )
+        if spec.system_instruction is not None:
+            identity["system_instruction"] = _Hole("system")
+            body["systemInstruction"] = {"parts": [{"text": _Hole("system")}]}
+        return identity, body
+
+    def _embedding(self) -> tuple[dict[str, Json], dict[str, Json]]:
+        """The same for a request to embed content.
+
+        Source: https://ai.google.dev/gemini-api/docs/batch-api, embedding requests, read 2026-11-21.
+        """
+        spec = self._spec
+        content = {"parts": [{"text": _Hole("prompt")}]}
+        identity: dict[str, Any] = {
+            "idv": IDENTITY_VERSION,
+            "task": spec.task,
+            "model": spec.model,
+            "contents": [content],
+            "embed_content_config": dict(spec.embed_content_config),
+            "extra_body": dict(spec.extra_body),
+        }
+        body: dict[str, Any] = {"content": content, **spec.embed_content_config}
+        if spec.title is not None:
+            identity["title"] = body["title"] = _Hole("title")
+        return identity, body
 
     def _components(self) -> Mapping[str, str]:
         spec = self._spec
-        used = self._prompt.names | (self._system.names if self._system else frozenset())
+        used = frozenset[tuple[str, str]]().union(*(compiled.names for _, compiled in self._templates))
         values = {
             "model": spec.model,
             "prompt": spec.prompt.text,
@@ -139,7 +165,14 @@ class Renderer:
             "env": spec.env,
             "task": spec.task,
         }
-        return {name: digest(values[name]) for name in COMPONENTS}
+        # Parts that specs of earlier versions did not have are told only where they are used.
+        if spec.embed_content_config:
+            values["embed_content_config"] = spec.embed_content_config
+        if spec.title is not None:
+            values["title"] = spec.title.text
+        if spec.samples.count > 1:
+            values["samples"] = [spec.samples.count, spec.samples.needed]
+        return {name: digest(values[name]) for name in COMPONENTS if name in values}
 
 
 def sealed_spec(spec: Spec) -> Spec:
@@ -171,7 +204,7 @@ class _Skeleton:
     Byte-equal to encoding the whole value with sorted keys each time.
     """
 
-    def __init__(self, value: Json, holes: tuple[_Hole, ...], *, newline: bool = False) -> None:
+    def __init__(self, value: Json, holes: Sequence[_Hole], *, newline: bool = False) -> None:
         nonce = 0
         while True:
             marks = {str(hole): f"gbrun-hole-{nonce}-{hole}" for hole in holes}

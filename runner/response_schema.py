@@ -30,18 +30,26 @@ _KEPT = (
     "minimum",
     "maximum",
 )
-_FORMATS = {
+FORMATS = {
     "string": {"date-time"},
     "integer": {"int32", "int64"},
     "number": {"float", "double"},
 }
+"""What the service takes as a `format`, by type."""
 _SILENT = frozenset(
     {
         "$schema", "$id", "$anchor", "$comment", "$defs", "definitions", "default", "examples", "example",
-        "deprecated", "readOnly", "writeOnly", "type", "nullable", "enum", "const", "format", "items",
-        "properties", "required", "anyOf", "oneOf", "allOf", "$ref", "propertyOrdering", *_KEPT,
+        "deprecated", "discriminator", "readOnly", "writeOnly", "type", "nullable", "enum", "const", "format",
+        "items", "properties", "required", "anyOf", "oneOf", "allOf", "$ref", "propertyOrdering", *_KEPT,
     }
 )  # fmt: skip
+_SAYS_NOTHING = frozenset(
+    {
+        "$ref", "$schema", "$id", "$anchor", "$comment", "$defs", "definitions", "default", "examples",
+        "example", "deprecated", "readOnly", "writeOnly", "title", "description",
+    }
+)  # fmt: skip
+"""Keywords beside a `$ref` that forbid nothing."""
 
 
 def lower(schema: Mapping[str, Json]) -> tuple[dict[str, Json], tuple[str, ...]]:
@@ -100,7 +108,8 @@ class _Lowering:
         merged = self._merge_all_of(schema, pointer, refs)
         variants = merged.get("anyOf") or merged.get("oneOf")
         if "oneOf" in merged:
-            self.note(pointer, "`oneOf` is sent as anyOf")
+            how = "is checked locally only" if merged.get("anyOf") else "is sent as anyOf"
+            self.note(pointer, f"`oneOf` {how}")
         out: dict[str, Json] = {}
         if isinstance(variants, Sequence):
             self._any_of(out, variants, pointer, refs, typed="type" in merged or "properties" in merged)
@@ -123,7 +132,7 @@ class _Lowering:
         for key in schema:
             if key in ("title", "description"):
                 out[key] = schema[key]
-            elif key not in ("$ref", "$defs", "definitions", "$schema", "$id", "$comment"):
+            elif key not in _SAYS_NOTHING:
                 self.note(pointer, f"`{key}` beside a $ref is checked locally only")
         return out
 
@@ -175,17 +184,17 @@ class _Lowering:
         kept = [v for v in variants if not (isinstance(v, Mapping) and v.get("type") == "null")]
         if len(kept) < len(variants):
             out["nullable"] = True
-        if len(kept) == 1:
-            out.update(self.node(kept[0], pointer, refs))
-        elif kept:
-            known = len(self.formless)
-            lowered = [self.node(v, f"{pointer}/anyOf/{i}", refs) for i, v in enumerate(kept)]
-            if typed and len(self.formless) > known:
-                # Such as `anyOf: [{required: [a]}, {required: [b]}]`: the type beside it is enough to send.
-                del self.formless[known:]
-                self.note(pointer, "`anyOf` is checked locally only")
-            else:
-                out["anyOf"] = lowered
+        known = len(self.formless)
+        places = [pointer] if len(kept) == 1 else [f"{pointer}/anyOf/{i}" for i in range(len(kept))]
+        lowered = [self.node(v, place, refs) for v, place in zip(kept, places, strict=True)]
+        if typed and len(self.formless) > known:
+            # Such as `anyOf: [{required: [a]}, {required: [b]}]`: the type beside it is enough to send.
+            del self.formless[known:]
+            self.note(pointer, "`anyOf` is checked locally only")
+        elif len(lowered) == 1:
+            out.update(lowered[0])
+        elif lowered:
+            out["anyOf"] = lowered
 
     def _type(self, out: dict[str, Json], schema: Mapping[str, Json], pointer: str) -> None:
         given = schema.get("type")
@@ -208,7 +217,7 @@ class _Lowering:
                 self.no_form(pointer, f"a value that is {' or '.join(names)}")
         kind = names[0] if len(names) == 1 else ""
         if "format" in schema:
-            if schema["format"] in _FORMATS.get(kind, ()):
+            if schema["format"] in FORMATS.get(kind, ()):
                 out["format"] = schema["format"]
             else:
                 self.note(pointer, f"format `{schema['format']}` is checked locally only")
@@ -239,15 +248,19 @@ class _Lowering:
             required = [name for name in schema.get("required", ()) if name in properties]
             if required:
                 out["required"] = required
+        for name in schema.get("required", ()):
+            if name not in (properties or ()):
+                self.note(pointer, f'`required` of "{name}", which is no property, is checked locally only')
         if "prefixItems" in schema:
             # The service knows one schema for all items; `items` speaks only of those that follow.
             first = [
                 self.node(s, f"{pointer}/prefixItems/{i}", refs) for i, s in enumerate(schema["prefixItems"])
             ]
             rest = schema.get("items", True)
-            out["items"] = {
-                "anyOf": first if rest is False else [*first, self.node(rest, f"{pointer}/items", refs)]
-            }
+            if rest is not False and schema.get("maxItems", len(first) + 1) > len(first):
+                first.append(self.node(rest, f"{pointer}/items", refs))
+            kinds = [kind for at, kind in enumerate(first) if kind not in first[:at]]
+            out["items"] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
         elif "items" in schema:
             out["items"] = self.node(schema["items"], f"{pointer}/items", refs)
         if out.get("type") == "OBJECT" and "properties" not in out:

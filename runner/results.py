@@ -9,18 +9,19 @@ Source: shapes of output lines in https://ai.google.dev/gemini-api/docs/batch-ap
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Annotated, Any
 
 import msgspec
 import orjson
 
-from runner.model import Answer, Json, Outcome
+from runner import answer_json, validator
+from runner.model import Answer, Json, Outcome, Spec
 
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 """Rises when the same stored response would be judged differently."""
 
 _TRANSIENT_CODES = frozenset({1, 2, 4, 8, 9, 10, 13, 14, 408, 429, 500, 502, 503, 504})
@@ -31,9 +32,6 @@ _BLOCKED_REASONS = frozenset(
         "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "MODEL_ARMOR",
     }
 )  # fmt: skip
-_FENCE = re.compile(r"```[A-Za-z0-9_+-]*[ \t]*\r?\n?(.*?)```", re.DOTALL)
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
-"""Brackets, and whole strings, so that brackets inside of them do not count."""
 _RPC_CODES = {
     1: "CANCELLED", 2: "UNKNOWN", 3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 5: "NOT_FOUND",
     6: "ALREADY_EXISTS", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED", 9: "FAILED_PRECONDITION",
@@ -41,6 +39,11 @@ _RPC_CODES = {
     15: "DATA_LOSS", 16: "UNAUTHENTICATED",
 }  # fmt: skip
 _MAX_MESSAGE_CHARS = 500
+_MAX_RAW_BYTES = 100_000
+"""Of a line that cannot be read; all of it is stored, this much is told."""
+_KEY = re.compile(rb'"key"\s*:\s*"(r[0-9a-f]{32})"')
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
+"""Brackets, and whole strings, so that brackets inside of them do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +59,65 @@ def rpc_code(number: int) -> str:
 
 
 class Judge:
-    """Judges response lines against one output schema."""
+    """Judges response lines against what a spec asks for."""
 
-    def __init__(self, output_schema: Mapping[str, Json] | None) -> None:
-        """Compile the schema, offline: a `$ref` never leaves it."""
-        self._errors: Callable[[Json], Iterator[Any]] | None = None
-        if output_schema is not None:
-            import jsonschema_rs
+    def __init__(
+        self,
+        output_schema: Mapping[str, Json] | None,
+        repair: bool = False,
+        *,
+        embeds: bool = False,
+        dimensions: int | None = None,
+    ) -> None:
+        """Compile the schema; `repair` is the spec's `failures.repair`.
 
-            validator = jsonschema_rs.validator_for(dict(output_schema), validate_formats=True, offline=True)
-            self._errors = validator.iter_errors
+        With `embeds` answers are vectors, of this many `dimensions` where it is known.
+        """
+        self._errors = validator.compiled(output_schema) if output_schema is not None else None
+        self._repair = repair
+        self._embeds = embeds
+        self._dimensions = dimensions
+
+    @classmethod
+    def of(cls, spec: Spec) -> Judge:
+        """The judge of a spec's answers."""
+        return cls(
+            spec.output_schema,
+            spec.failures.repair,
+            embeds=spec.task == "embed_content",
+            dimensions=spec.embed_content_config.get("output_dimensionality"),
+        )
 
     def line(self, line: bytes) -> Answer | Stray:
         """What a response line says about the request it names."""
+        plain = None if self._embeds else _plain(line)
+        return self._line(line) if plain is None else self._text(plain)
+
+    def _text(self, plain: _Line) -> Answer:
+        """The answer of a line that holds nothing but text: what `_line` gives for it, several times as fast."""
+        candidate, usage = plain.response.candidates[0], plain.response.usageMetadata
+        text = "".join([part.text for part in candidate.content.parts if not part.thought])
+        counts = {
+            "prompt": usage.promptTokenCount,
+            "cached": usage.cachedContentTokenCount,
+            "output": usage.candidatesTokenCount,
+            "thoughts": usage.thoughtsTokenCount,
+        }
+        common: dict[str, Any] = {
+            "request_id": plain.key,
+            "usage": {name: count for name, count in counts.items() if count},
+            "model_version": plain.response.modelVersion,
+            "finish_reason": "STOP",
+        }
+        if self._errors is None:
+            return Answer(outcome=Outcome.OK, text=text, **common)
+        return self._judged(text, (), common)
+
+    def _line(self, line: bytes) -> Answer | Stray:
         try:
-            body = _parse(line)
+            body = answer_json.parse(line)
         except (ValueError, RecursionError):
-            return Stray("unreadable")
+            return _unreadable(line)
         if body is None:
             return Stray("null")
         if not isinstance(body, dict):
@@ -90,7 +135,27 @@ class Judge:
             return Answer(
                 request_id=key, outcome=Outcome.TRANSIENT, code="EMPTY", message="neither response nor error"
             )
-        return self._response(key, response)
+        return self._vector(key, response) if self._embeds else self._response(key, response)
+
+    def _vector(self, key: str, response: Mapping[str, Json]) -> Answer:
+        """Source: https://ai.google.dev/gemini-api/docs/batch-api, embedding responses, read 2026-11-21."""
+        embedding = response.get("embedding")
+        values = embedding.get("values") if isinstance(embedding, dict) else None
+        common: dict[str, Any] = {
+            "request_id": key,
+            "usage": _tokens({"prompt": response.get("tokenCount")}) or _usage(response.get("usageMetadata")),
+            "model_version": _text(response.get("modelVersion")),
+        }
+        if not isinstance(values, list) or not values:
+            message = "the model gave no vector"
+            return Answer(outcome=Outcome.TRANSIENT, code="EMPTY", message=message, **common)
+        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+            message = "the vector holds something that is no number"
+            return Answer(outcome=Outcome.UNPARSEABLE, code="NOT_NUMBERS", message=message, **common)
+        if self._dimensions is not None and len(values) != self._dimensions:
+            message = f"the vector has {len(values):,} dimensions, and {self._dimensions:,} were asked for"
+            return Answer(outcome=Outcome.INVALID, code="DIMENSIONS", message=message, **common)
+        return Answer(outcome=Outcome.OK, value=values, **common)
 
     def _response(self, key: str, response: Mapping[str, Json]) -> Answer:
         candidates = response.get("candidates")
@@ -130,7 +195,7 @@ class Judge:
 
     def _judged(self, text: str, others: tuple[Json, ...], common: dict[str, Any]) -> Answer:
         assert self._errors is not None
-        found = extract_json(text) if text.strip() else None
+        found = answer_json.extract_json(text, repair=self._repair) if text.strip() else None
         if found is None:
             what = "the answer is not JSON" if text.strip() else "the answer has no text"
             return Answer(
@@ -140,7 +205,7 @@ class Judge:
         try:
             messages = [
                 f"/{'/'.join(map(str, error.instance_path))}: {error.message}"
-                for _, error in zip(range(5), self._errors(value), strict=False)
+                for error in islice(self._errors(value), 5)
             ]
         except ValueError as error:
             # Values that no other JSON reader would take either, such as half a surrogate pair.
@@ -153,103 +218,92 @@ class Judge:
         return Answer(outcome=Outcome.OK, value=value, text=text, repaired=repaired, **common)
 
 
-def extract_json(text: str) -> tuple[Json, str] | None:
-    """The JSON value of an answer and how it was found: strictly (""), in a `fence`, or in `prose`.
+class _Part(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    text: str
+    thought: bool = False
+    thoughtSignature: str = ""
 
-    None where there is none; a value that is cut off is never completed. Only an object or an
-    array counts as found in prose, since any sentence may hold a number.
-    """
-    text = text.removeprefix("\ufeff").strip()
+
+class _Content(msgspec.Struct, gc=False):
+    parts: list[_Part]
+
+
+class _Candidate(msgspec.Struct, gc=False):
+    content: _Content
+    finishReason: str
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+
+
+class _Usage(msgspec.Struct, gc=False):
+    promptTokenCount: _Count = 0
+    cachedContentTokenCount: _Count = 0
+    candidatesTokenCount: _Count = 0
+    thoughtsTokenCount: _Count = 0
+
+
+class _Response(msgspec.Struct, gc=False):
+    candidates: list[_Candidate]
+    usageMetadata: _Usage
+    modelVersion: str = ""
+    promptFeedback: msgspec.UnsetType = msgspec.UNSET
+
+
+class _Line(msgspec.Struct, gc=False):
+    key: str
+    response: _Response
+    error: msgspec.UnsetType = msgspec.UNSET
+
+
+_DECODER = msgspec.json.Decoder(_Line)
+
+
+def _plain(line: bytes) -> _Line | None:
+    """The line where it is as nearly all are: a key, and one text that the model ended by itself."""
     try:
-        return _parse(text.encode()), ""
-    except (ValueError, RecursionError):
-        pass
-    for match in _FENCE.finditer(text):
-        if _is_open_at(text, match.start()):
-            # Inside a value that was begun before it.
-            break
-        try:
-            return _parse(match.group(1).strip().encode()), "fence"
-        except (ValueError, RecursionError):
-            continue
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-    at = _next_open(text, 0)
-    while at >= 0:
-        try:
-            value, _end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            # What stands inside a value that cannot be read is not the answer: go on behind it.
-            at = _next_open(text, _close_of(text, at))
-            continue
-        if value in ({}, []):
-            at = _next_open(text, at + 1)
-            continue
-        return value, "prose"
-    return None
+        found = _DECODER.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    candidates = found.response.candidates
+    if (
+        not found.key
+        or not candidates
+        or candidates[0].finishReason != "STOP"
+        or not candidates[0].content.parts
+    ):
+        return None
+    return found
 
 
-def _is_open_at(text: str, place: int) -> bool:
-    """Whether a bracket before `place` is still open there."""
-    depth = 0
-    for match in _BRACKETS.finditer(text):
-        if match.end() > place:
-            # A string that reaches over the place was begun before it.
-            return depth > 0
-        char = match.group()
-        depth = max(0, depth + (char in "{[") - (char in "}]"))
-    return depth > 0
+def _unreadable(line: bytes) -> Answer | Stray:
+    """What a line that is no JSON says: nothing where it was cut off, else that an answer is no good.
 
-
-def _close_of(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at `start`, the text's end where none does."""
-    depth = 0
-    for match in _BRACKETS.finditer(text, start):
-        char = match.group()
-        depth += (char in "{[") - (char in "}]")
-        if depth == 0:
-            return match.start()
-    return len(text)
-
-
-def record_tail(answer: Answer, *, has_schema: bool, meta: Mapping[str, Json] | None = None) -> bytes:
-    """The record of an ok answer as JSON without its key: what follows `{"_key":...,`."""
-    body: dict[str, Json] = {}
-    if has_schema:
-        if isinstance(answer.value, dict):
-            body.update(answer.value)
-            # The row's key stands there.
-            body.pop("_key", None)
-        else:
-            body["value"] = answer.value
-    else:
-        body["text"] = answer.text
-        if answer.parts:
-            body["parts"] = list(answer.parts)
-    if answer.repaired:
-        body["_repaired"] = answer.repaired
-    if meta is not None:
-        body.update(meta)
-    return dump_line(body)[1:]
-
-
-def record(key: str, tail: bytes) -> bytes:
-    """A record as a JSON line, `_key` first."""
-    head = b'{"_key":' + orjson.dumps(key)
-    return head + tail if tail.startswith(b"}") else head + b"," + tail
-
-
-def failure(key: str, outcome: str, code: str, message: str, attempts: int, raw: Json) -> bytes:
-    """A line of the errors file."""
-    return dump_line(
-        {
-            "_key": key,
-            "outcome": outcome,
-            "code": code,
-            "message": message,
-            "attempts": attempts,
-            "raw": raw,
-        }
+    A whole line was paid for, and would come back the same: it is the outcome of the request it names.
+    """
+    keys = set(_KEY.findall(line))
+    if len(keys) != 1 or not _is_whole(line):
+        return Stray("unreadable")
+    message = "the line that came back cannot be read: not UTF-8, nested too deep, or not JSON"
+    return Answer(
+        request_id=keys.pop().decode(),
+        outcome=Outcome.UNPARSEABLE,
+        code="UNREADABLE_LINE",
+        message=message,
+        raw=line[:_MAX_RAW_BYTES].decode(errors="replace"),
     )
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether the line is one object, all of whose brackets are closed at its very end."""
+    line = line.strip()
+    depth = 0
+    for found in _BRACKETS.finditer(line):
+        char = found.group()
+        depth += (char in b"{[") - (char in b"}]") if len(char) == 1 else 0
+        if depth <= 0:
+            return found.end() == len(line)
+    return False
 
 
 def dump_line(body: Json) -> bytes:
@@ -258,26 +312,6 @@ def dump_line(body: Json) -> bytes:
         return orjson.dumps(body) + b"\n"
     except orjson.JSONEncodeError:
         return json.dumps(body, separators=(",", ":")).encode() + b"\n"
-
-
-def _parse(data: bytes) -> Json:
-    # msgspec, since orjson rounds whole numbers of more than 64 bits.
-    try:
-        return msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        # It refuses half a surrogate pair, which JSON allows; NaN and infinities stay refused.
-        return json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text} is out of range")
-    return value
-
-
-def _refuse_constant(name: str) -> Json:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _row_error(key: str, error: Mapping[str, Json]) -> Answer:
@@ -321,9 +355,13 @@ def _usage(usage: Json) -> dict[str, int]:
         "output": "candidatesTokenCount",
         "thoughts": "thoughtsTokenCount",
     }
+    return _tokens({name: usage.get(field) for name, field in names.items()})
+
+
+def _tokens(counts: Mapping[str, Json]) -> dict[str, int]:
+    """The counts that are whole numbers above 0; int64 may come as text."""
     out = {}
-    for name, field in names.items():
-        value = usage.get(field)
+    for name, value in counts.items():
         if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53:
@@ -333,8 +371,3 @@ def _usage(usage: Json) -> dict[str, int]:
 
 def _text(value: Json) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _next_open(text: str, start: int) -> int:
-    found = [at for at in (text.find("{", start), text.find("[", start)) if at >= 0]
-    return min(found, default=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from runner.model import Action, Outcome, Stored, Wanted
+from runner.model import Action, Failures, Outcome, Stored, Wanted
 from runner.render import COMPONENTS
 
 
@@ -29,15 +29,20 @@ def judge_row(
     known: bool,
     same_requests: bool,
     why: Callable[[], tuple[str, ...]],
-    max_attempts: int,
+    failures: Failures,
+    needed: int | None = None,
+    remedied: Mapping[str, Stored] = {},
     replaced: bool = False,
     retry: str = "transient",
 ) -> Verdict:
     """The first class that fits, over all requests the row wants (the table of the design).
 
-    `why` gives the reasons of a rerun, asked only where they are needed.
+    `wanted`, `stored` and `live` are about the requests to which the row's addresses lead, `remedied`
+    has the failures that some of them remedy. `needed` is how many must be ok, None for all. `why`
+    gives the reasons of a rerun, asked only where they are needed.
     """
     ids = [w.request_id for w in wanted]
+    spare = 0 if needed is None else len(ids) - needed
     tokens = tuple(dict.fromkeys(t for i in ids if (t := live[i]) is not None))
     if tokens:
         return Verdict(Action.IN_FLIGHT, live=tokens)
@@ -48,17 +53,19 @@ def judge_row(
     def is_settled(one: Stored) -> bool:
         if retry == "all":
             return one.outcome is Outcome.OK or one.accepted
-        return retry == "none" or not one.retryable or one.jobs >= max_attempts
+        again = one.retryable(failures.retry) and one.jobs < failures.max_attempts
+        return retry == "none" or not again
 
     settled = {i: s for i, s in found.items() if s is not None and is_settled(s)}
-    broken = [s for s in settled.values() if s.outcome is not Outcome.OK]
-    if broken:
+    broken = [s for i in ids if (s := settled.get(i)) is not None and s.outcome is not Outcome.OK]
+    if len(broken) > spare:
         first = min(broken, key=lambda s: list(Outcome).index(s.outcome))
         return Verdict(Action.FAILED, (first.code or first.outcome,), outcome=first.outcome)
     if len(settled) == len(found):
         return Verdict(Action.UNCHANGED if same_requests else Action.REUSED, outcome=Outcome.OK)
     pending = tuple(i for i in dict.fromkeys(ids) if i not in settled)
-    codes = tuple(dict.fromkeys(s.code or s.outcome for i in pending if (s := found[i]) is not None))
+    because = [found[i] or remedied.get(i) for i in pending]
+    codes = tuple(dict.fromkeys(s.code or s.outcome for s in because if s is not None))
     if codes:
         return Verdict(Action.RETRY, codes, pending)
     return Verdict(Action.RERUN, why(), pending) if known else Verdict(Action.NEW, (), pending)

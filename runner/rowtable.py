@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import orjson
 
-from runner.model import Action, BadRow, Change, Outcome, Wanted
+from runner.model import Action, BadRow, Change, Json, Wanted
 
 _PAGE_ROWS = 1000
 ROW_SCHEMA = """
@@ -48,6 +48,8 @@ CREATE TABLE change (
 ) WITHOUT ROWID;
 CREATE TABLE wanted_live (request_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE pending (request_id TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE rejudged (request_id TEXT PRIMARY KEY, line BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE link (of TEXT PRIMARY KEY, request_id TEXT NOT NULL, settings TEXT NOT NULL) WITHOUT ROWID;
 """
 _COLUMNS = "ordinal, key, input, components, requests, outcome, problem, size, mtime_ns, ctime_ns, inode"
 _INSERT = f"INSERT INTO row ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
@@ -69,6 +71,11 @@ class KnownRow(NamedTuple):
     problem: str
     """A bad row as JSON [code, message, path, line], empty for a good one."""
     signature: tuple[int, int, int, int] | None
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the wanted requests."""
+        return [item[2] for item in orjson.loads(self.requests)]
 
     @property
     def wanted(self) -> tuple[Wanted, ...]:
@@ -164,6 +171,16 @@ def insert(db: sqlite3.Connection, rows: Iterable[KnownRow]) -> None:
     )  # fmt: skip
 
 
+def settle(db: sqlite3.Connection, outcomes: Iterable[tuple[str, int]]) -> None:
+    """Write down the outcomes of rows, given as (outcome, ordinal)."""
+    db.executemany("UPDATE row SET outcome = ? WHERE ordinal = ?", outcomes)
+
+
+def component_ids(db: sqlite3.Connection) -> list[str]:
+    """Ids of the component sets that rows refer to, sorted."""
+    return [name for (name,) in db.execute("SELECT DISTINCT components FROM row ORDER BY components")]
+
+
 def rows(db: sqlite3.Connection, from_ordinal: int = 0, order: str = "ordinal") -> Iterator[KnownRow]:
     """Rows from an ordinal on, by `ordinal` or by `key`."""
     cursor = db.execute(f"SELECT {_COLUMNS} FROM row WHERE ordinal >= ? ORDER BY {order}", (from_ordinal,))
@@ -175,15 +192,15 @@ def rows(db: sqlite3.Connection, from_ordinal: int = 0, order: str = "ordinal") 
 
 def write_pages(db: sqlite3.Connection) -> None:
     """Write down anew, many rows to a value, what `glances` gives: reading it so is nine times as fast."""
-    db.execute("DELETE FROM page")
+    db.execute("DELETE FROM main.page")
     cursor = db.execute(
-        "SELECT ordinal, key, CASE WHEN size IS NOT NULL AND problem = ''"
-        " AND outcome NOT IN ('', 'transient', 'missing') THEN components ELSE '' END,"
-        " outcome, size, mtime_ns, ctime_ns, inode FROM row ORDER BY ordinal"
+        "SELECT ordinal, key,"
+        " CASE WHEN size IS NOT NULL AND problem = '' AND outcome <> '' THEN components ELSE '' END,"
+        " outcome, size, mtime_ns, ctime_ns, inode FROM main.row ORDER BY ordinal"
     )
     while batch := cursor.fetchmany(_PAGE_ROWS):
         page = [(*found[:4], None if found[4] is None else found[4:]) for found in batch]
-        db.execute("INSERT INTO page VALUES (?, ?)", (batch[-1][0], msgspec.msgpack.encode(page)))
+        db.execute("INSERT INTO main.page VALUES (?, ?)", (batch[-1][0], msgspec.msgpack.encode(page)))
 
 
 def glances(db: sqlite3.Connection, from_ordinal: int = 0) -> Iterator[Glance]:
@@ -199,6 +216,24 @@ def _pages(db: sqlite3.Connection, from_ordinal: int) -> Iterator[list[Glance]]:
             yield decode(body)
         except msgspec.MsgspecError as error:
             raise sqlite3.DatabaseError(f"a page of rows is damaged: {error}") from error
+
+
+def links(db: sqlite3.Connection) -> Iterator[tuple[str, str, dict[str, Json]]]:
+    """Failures that a plan remedies: (request, the one that is to stand for it, what differs)."""
+    for of, request_id, settings in db.execute("SELECT of, request_id, settings FROM link ORDER BY of"):
+        yield of, request_id, orjson.loads(settings)
+
+
+def rejudged(db: sqlite3.Connection) -> Iterator[bytes]:
+    """Outcomes that a plan judges otherwise than they are stored, as lines of an outcomes part."""
+    for (line,) in db.execute("SELECT line FROM rejudged ORDER BY request_id"):
+        yield line
+
+
+def wants(db: sqlite3.Connection, request_id: str) -> bool:
+    """Whether a plan sends a request, or waits for it."""
+    query = "SELECT 1 FROM pending WHERE request_id = ? UNION SELECT 1 FROM wanted_live WHERE request_id = ?"
+    return db.execute(query, (request_id, request_id)).fetchone() is not None
 
 
 def row(db: sqlite3.Connection, key: str) -> KnownRow | None:
@@ -219,11 +254,6 @@ def unchanged(db: sqlite3.Connection) -> Iterator[KnownRow]:
     """The spooled rows that are no change, by ordinal."""
     query = f"SELECT {_COLUMNS} FROM row WHERE key NOT IN (SELECT key FROM change) ORDER BY ordinal"
     return (_row(found) for found in db.execute(query))
-
-
-def final(outcome: str) -> bool:
-    """Whether a row with this outcome needs no look at its requests to be called settled."""
-    return outcome not in ("", Outcome.TRANSIENT, Outcome.MISSING)
 
 
 def _row(found: tuple[Any, ...]) -> KnownRow:

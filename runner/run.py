@@ -16,6 +16,7 @@ from runner.decide import Policy
 from runner.index import Index
 from runner.ledger import Ledger
 from runner.model import Json, PlannedShard, Spec
+from runner.remedies import Remedy
 from runner.results import Judge
 from runner.store import Store
 
@@ -56,8 +57,12 @@ class Run:
     """Shards of this run by id, in the order of the plan, retries last."""
     todo: list[str] = field(default_factory=list)
     """Ids of shards that have no attempt yet."""
-    retry: set[str] = field(default_factory=set)
-    """Requests that ended in something passing."""
+    wants: Callable[[str], bool] = lambda request_id: False
+    """Whether some row of the plan waits for a request; none does where there is no plan."""
+    again: dict[str, Remedy | None] = field(default_factory=dict)
+    """Requests that failed and are to be sent again: as they were, or with a remedy."""
+    remedies: set[str] = field(default_factory=set)
+    """Remedied requests of this run."""
     looked_at: dict[str, float] = field(default_factory=dict)
     """When each token was last polled or searched for."""
     quarantined: set[str] = field(default_factory=set)

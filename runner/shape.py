@@ -27,22 +27,18 @@ _STAND_IN = (_NEVER, r"\$\{")
 # Keys and values that the format has and this version does not build. They are refused by name:
 # a spec that says `rollout` must never run without one. List positions are written `*`.
 _LATER_KEYS: Mapping[tuple[str, ...], frozenset[str]] = {
-    (): frozenset({"contents", "attachments", "pdf", "embed_content_config", "samples", "rollout"}),
-    ("backend",): frozenset({"project", "location", "staging_uri", "mode", "retry_min_s", "retry_max_s"}),
+    (): frozenset({"contents", "attachments", "pdf", "rollout"}),
+    ("backend",): frozenset({"project", "location", "staging_uri", "retry_min_s", "retry_max_s"}),
     ("inputs",): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "bigquery", "id"}),
     ("inputs", "*"): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "bigquery", "id"}),
-    ("destination",): frozenset({"columns"}),
-    ("destination", "*"): frozenset({"columns"}),
     ("shards",): frozenset({"max_tokens", "max_cost_usd"}),
     ("concurrency",): frozenset({"max_uploads"}),
     ("guards",): frozenset({"max_cost_usd", "max_cost_per_request_usd"}),
-    ("failures",): frozenset({"retry", "remedies", "repair"}),
     ("lifecycle",): frozenset({"ignore_changes"}),
 }
 _LATER_VALUES: Mapping[tuple[str, ...], frozenset[str]] = {
     ("backend",): frozenset({"vertex"}),
     ("backend", "type"): frozenset({"vertex"}),
-    ("task",): frozenset({"embed_content"}),
 }
 _STANDS_FOR = {
     "contents": "prompt",

@@ -1,8 +1,8 @@
 """A spec's YAML file -> Spec. Every problem is found in one run and names its file, line and column.
 
-Reads the spec, the spec it extends, variable files, prompt and schema files; writes nothing, runs
-nothing, asks nobody. Relative paths are relative to the spec's folder and stay inside it unless the
-spec says `allow_outside: true`.
+Reads the spec, the spec it extends, variable files, prompt and schema files; writes nothing, asks nobody,
+and runs nothing but the module of a pydantic model where it may. Relative paths are relative to the spec's
+folder and stay inside it unless the spec says `allow_outside: true`.
 """
 
 from __future__ import annotations
@@ -10,26 +10,35 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
-import posixpath
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import orjson
 
-from runner import backendspec, globs, layers, outputschema, shape, templates, yamlfile
+from runner import (
+    backendspec,
+    destinationspec,
+    globs,
+    layers,
+    outputschema,
+    shape,
+    statespec,
+    taskspec,
+    templates,
+    yamlfile,
+)
 from runner.errors import Diagnostic, SpecInvalid
-from runner.marks import Place, locate
+from runner.marks import Place
 from runner.model import (
     BYTES_PER_TOKEN,
     BackendSpec,
-    Destination,
     Failures,
     FilesSource,
     Guards,
     Json,
+    Samples,
     ShardLimits,
     Spec,
 )
@@ -53,23 +62,27 @@ def load(
     variables: Mapping[str, Json] = {},
     variable_files: Sequence[Path] = (),
     backend: str | None = None,
-    state: Path | None = None,
+    state: str | Path | None = None,
+    allow_python: bool = False,
 ) -> Spec:
     """The spec in a file, checked and with its defaults filled in.
 
     `env` chooses one of the spec's environments. `variables` (`--var`) win over `variable_files`,
     those over `GBRUN_VAR_x` in `environ`, those over the environment's values and the defaults.
     `backend` and `state` replace what the spec says. `environ` also decides the backend where
-    neither names one.
+    neither names one. `allow_python` lets the spec name a pydantic model, whose module is then run.
 
     Raises:
         SpecInvalid: the spec or a file it names has problems; all of them are in it, in the order
             of the file.
+        UsageInvalid: `state` cannot be a place.
     """
     tree = layers.stack(path)
     known = _variables(tree, environ, env, variables, variable_files)
     shape.check(tree)
-    spec = _Builder(path, tree, environ, env, backend, state, known).spec()
+    spec = _Builder(path, tree, environ, env, backend, state, known, allow_python).spec()
+    if spec is not None:
+        destinationspec.check_tables(tree, spec)
     if tree.found or spec is None:
         found = [redact(problem, known) for problem in tree.found]
         raise SpecInvalid(_ordered(found, path.as_posix()))
@@ -108,8 +121,9 @@ class _Builder:
         environ: Mapping[str, str],
         env: str | None,
         backend: str | None,
-        state: Path | None,
+        state: str | Path | None,
         variables: Values,
+        allow_python: bool,
     ) -> None:
         self.paths = SpecPaths(path, tree)
         self.tree = tree
@@ -118,22 +132,29 @@ class _Builder:
         self.backend_override = backend
         self.state_override = state
         self.variables = variables
+        self.allow_python = allow_python
 
     def spec(self) -> Spec | None:
         """The Spec, or None where a part of it could not be made."""
         get, sound = self.tree.get, self.tree.sound
         name = get("name") if sound("name") else None
         backend = backendspec.choose(self.tree, self.paths, self.environ, self.backend_override)
-        state = self._state(name, backend)
+        state, state_uri = statespec.choose(
+            self.tree, self.paths, self.state_override, name=name, env=self.env, backend=backend
+        )
         inputs = self._inputs()
-        destinations = self._destinations(inputs)
+        destinations = destinationspec.read(self.tree, self.paths, inputs)
         prompt = templates.read(self.tree, self.paths, "prompt")
         system_instruction = templates.read(self.tree, self.paths, "system_instruction")
-        output_schema = self._output_schema()
+        title = taskspec.title(self.tree, self.paths)
+        embedding, normalize = taskspec.embedding(self.tree)
+        samples, failures = taskspec.samples(self.tree), taskspec.failures(self.tree)
+        taskspec.check_task(self.tree)
+        output_schema = outputschema.read(self.tree, self.paths, allow_python=self.allow_python)
         shards = self._shards()
         if name is None or backend is None or state is None or prompt is None or self.tree.found:
             return None
-        guards, failures = get("guards") or {}, get("failures") or {}
+        guards = get("guards") or {}
         return Spec(
             path=self.paths.path,
             name=name,
@@ -142,6 +163,7 @@ class _Builder:
             labels=get("labels") or {},
             backend=backend,
             state=state,
+            state_uri=state_uri,
             inputs=inputs,
             allow_outside=self.paths.allow_outside,
             task=get("task") or "generate_content",
@@ -149,6 +171,9 @@ class _Builder:
             prompt=prompt,
             system_instruction=system_instruction,
             generation_config=_generation_config(get("generation_config") or {}),
+            embed_content_config=embedding,
+            title=title,
+            normalize=normalize,
             safety_settings=tuple(get("safety_settings") or ()),
             tools=tuple(get("tools") or ()),
             tool_config=get("tool_config"),
@@ -157,12 +182,13 @@ class _Builder:
             variables=self.variables.values,
             sensitive=self.variables.sensitive,
             output_schema=output_schema,
+            samples=samples,
             destinations=destinations,
             shards=shards,
             max_jobs=get("concurrency", "max_jobs") or 10,
             max_enqueued_tokens=get("concurrency", "max_enqueued_tokens"),
             guards=Guards(**guards),
-            failures=Failures(**failures),
+            failures=failures,
             cleanup=get("cleanup") or "inputs",
             prevent_destroy=get("lifecycle", "prevent_destroy") or False,
             lines=self._lines(),
@@ -174,20 +200,7 @@ class _Builder:
         marks, main = self.tree.marks, self.tree.marks[()].source
         return {key: marks[(key,)].key_line for key in self.tree.value if marks[(key,)].source is main}
 
-    # ------------------------------------------------------------ backend and state
-
-    def _state(self, name: str | None, backend: BackendSpec | None) -> Path | None:
-        if self.state_override is not None:
-            return Path(os.path.abspath(self.state_override))
-        written = self.tree.get("state")
-        if written is not None:
-            return self.paths.inside(("state",), written) if self.tree.sound("state") else None
-        if name is None or backend is None:
-            return None
-        suffix = "" if backend.paid else "-local"
-        return Path(self.paths.folder) / ".gbrun" / name / ((self.env or "default") + suffix)
-
-    # ------------------------------------------------------------ inputs and destinations
+    # ------------------------------------------------------------ inputs
 
     def _inputs(self) -> tuple[FilesSource, ...]:
         value = self.tree.get("inputs")
@@ -249,39 +262,6 @@ class _Builder:
             message = f'"{encoding}" is not a text encoding that Python knows'
             self.tree.problem(place, "GB204", message, "for example utf-8, utf-16, cp1252, latin-1")
 
-    def _destinations(self, inputs: tuple[FilesSource, ...]) -> tuple[Destination, ...]:
-        if not self.tree.sound("destination"):
-            return ()
-        value = self.tree.get("destination")
-        place: Place = ("destination",)
-        if isinstance(value, list):
-            value, place = value[0], (*place, 0)
-        include: tuple[str, ...] = ()
-        if isinstance(value, Mapping):
-            include, value, place = tuple(value.get("include", ())), value["path"], (*place, "path")
-        suffix = posixpath.splitext(value)[1]
-        if "://" in value or suffix in (".csv", ".parquet", ".sqlite"):
-            self.tree.problem(place, "GB107", *shape.not_built(f'a destination like "{value}"'))
-        elif suffix != ".jsonl":
-            message = f'a destination must be a path that ends in .jsonl; it is "{value}"'
-            self.tree.problem(place, "GB206", message)
-        else:
-            self.paths.inside(place, value)
-            self._not_an_input(place, value, inputs)
-        return (Destination(path=value, include=include),)
-
-    def _not_an_input(self, place: Place, value: str, inputs: tuple[FilesSource, ...]) -> None:
-        if not self.tree.sound("inputs"):
-            return
-        key = unicodedata.normalize("NFC", posixpath.normpath(value))
-        for name in (key, f"{key.removesuffix('.jsonl')}.errors.jsonl"):
-            for source in inputs:
-                excluded = any(globs.matches(pattern, name) for pattern in source.exclude)
-                if globs.matches(source.glob, name) and not excluded:
-                    message = f'"{name}" would be written among the inputs: "{source.glob}" matches it'
-                    self.tree.problem(place, "GB203", message, "write to another folder, or exclude it")
-                    return
-
     def _shards(self) -> ShardLimits:
         most = MAX_SHARD_BYTES
         if self.tree.sound("shards", "max_bytes"):
@@ -294,34 +274,6 @@ class _Builder:
         return ShardLimits(
             max_requests=self.tree.get("shards", "max_requests") or MAX_REQUESTS, max_bytes=most
         )
-
-    def _output_schema(self) -> Mapping[str, Json] | None:
-        if not self.tree.sound("output_schema"):
-            return None
-        value = self.tree.get("output_schema")
-        if isinstance(value, dict):
-            outputschema.check(
-                value, lambda at, *problem: self.tree.problem(("output_schema", *at), *problem)
-            )
-            return value
-        data = self.paths.data(("output_schema",), value)
-        if data is None:
-            return None
-        parse = yamlfile.parse_json if value.endswith(".json") else yamlfile.parse
-        document = parse(data, self.paths.shown(value))
-        for found in document.problems:
-            self.tree.add(("output_schema",), found)
-        if document.value is None:
-            return None
-
-        def report(at: Place, code: str, message: str, hint: str) -> None:
-            found = locate(document.marks, at, code=code, message=message, hint=hint)
-            self.tree.add(("output_schema",), found)
-
-        outputschema.check(document.value, report)
-        self.tree.marks.update({("output_schema", *at): mark for at, mark in document.marks.items() if at})
-        schema: Mapping[str, Json] = document.value
-        return schema
 
 
 def _clean_glob(glob: str) -> str:
@@ -337,6 +289,20 @@ def _generation_config(config: Mapping[str, Json]) -> Mapping[str, Json]:
     return config
 
 
+_ADDED: tuple[tuple[tuple[str, ...], Json], ...] = (
+    (("prevent_destroy",), False),
+    (("backend", "mode"), "batch"),
+    (("embed_content_config",), {}),
+    (("title",), None),
+    (("normalize",), False),
+    (("samples",), asdict(Samples())),
+    (("failures", "retry"), Failures().retry),
+    (("failures", "remedies"), {}),
+    (("failures", "repair"), False),
+)
+"""Fields that were added to the spec since its first version, with their defaults."""
+
+
 def resolved(spec: Spec) -> dict[str, Json]:
     """The spec as JSON: defaults filled in, texts and schema inline, nothing of this machine.
 
@@ -346,11 +312,13 @@ def resolved(spec: Spec) -> dict[str, Json]:
     folder = str(spec.folder)
     values = asdict(replace(spec, origin=None))
     # Where the spec and its state lie is this machine's affair.
-    for key in ("path", "lines", "state", "sensitive", "origin"):
+    for key in ("path", "lines", "state", "state_uri", "sensitive", "origin"):
         del values[key]
-    if not spec.prevent_destroy:
-        # A key of a later version: where it is left out, the digest stays what it was.
-        del values["prevent_destroy"]
+    for place, default in _ADDED:
+        # Where a key of a later version is left out, the digest stays what it was.
+        holder = values[place[0]] if len(place) == 2 else values
+        if holder[place[-1]] == default:
+            del holder[place[-1]]
     if spec.backend.faults is not None:
         values["backend"]["faults"] = _portable(spec.backend.faults, folder)
     if not spec.backend.paid:
@@ -360,8 +328,12 @@ def resolved(spec: Spec) -> dict[str, Json]:
     values["prompt"] = spec.prompt.text
     if spec.system_instruction is not None:
         values["system_instruction"] = spec.system_instruction.text
+    if spec.title is not None:
+        values["title"] = spec.title.text
     for destination in values["destinations"]:
         destination["path"] = _portable(os.path.join(folder, destination["path"]), folder)
+        if not destination["columns"]:
+            del destination["columns"]
     secrets = {name: str(spec.variables[name]) for name in sorted(spec.sensitive & spec.variables.keys())}
     plain: dict[str, Json] = sealed(values, secrets, spec.name)
     plain["variables"].update({name: seal(name, secret, spec.name) for name, secret in secrets.items()})

@@ -30,6 +30,8 @@ from runner.model import Attempt, AttemptState, Json, ResponseRef, State, Stored
 ROOT = "state.json"
 LOCK = "lock.json"
 HISTORY_COUNT = 20
+_MEMBER_READ_BYTES = 1 << 19
+"""Bytes to read of a member whose compressed size is not known: most have less."""
 
 
 class Store:
@@ -228,12 +230,20 @@ class Store:
         if stored.ref is None:
             return None
         ref = stored.ref
-        name = response_name(stored.token, ref.part)
-        # A member is at most its uncompressed size plus gzip's overhead.
-        data = self.blobs.read_range(
-            name, ref.member, max(parts.MEMBER_BYTES, ref.offset + ref.length) * 2 + 1024
-        )
-        return parts.unpack_member(data, name)[ref.offset : ref.offset + ref.length]
+        data = self.response_member(stored.token, ref.part, ref.member)
+        return data[ref.offset : ref.offset + ref.length]
+
+    def response_member(self, token: str, part: int, member: int) -> bytes:
+        """The uncompressed bytes of the member that begins at this offset of a response file."""
+        name = response_name(token, part)
+        length = _MEMBER_READ_BYTES
+        while True:
+            data = self.blobs.read_range(name, member, length)
+            found = parts.unpack_member(data, name, cut=len(data) == length)
+            if found is not None:
+                return found
+            # A member is at most its uncompressed size plus gzip's overhead; one long line may be all of it.
+            length *= 4
 
     def response_members(self, token: str, part: int) -> Iterator[tuple[int, bytes]]:
         """The members of one response file as (offset, uncompressed bytes), in order."""

@@ -50,18 +50,27 @@ def _sent(chapter: Chapter) -> list[str]:
         lines.append(f"  attempt {attempt.token}{job}{state}")
     if stored is not None and stored.jobs > 1:
         lines.append(f"  finished jobs that contained it: {stored.jobs}")
-    if chapter.sent:
-        body = orjson.loads(chapter.sent)["request"]
-        for name, content in (
-            ("system instruction", [body["systemInstruction"]] if "systemInstruction" in body else []),
-            ("prompt", body.get("contents", [])),
-        ):
-            texts = [part.get("text", "") for item in content for part in item.get("parts", [])]
-            if texts:
-                lines += [f"  {name}:", *_quoted("\n".join(texts))]
-        config = body.get("generationConfig")
-        if config:
-            lines.append(f"  generationConfig: {json.dumps(config, ensure_ascii=False)}")
+    return [*lines, *sent_lines(chapter.sent)] if chapter.sent else lines
+
+
+def sent_lines(sent: bytes) -> list[str]:
+    """What a request line asks: its texts and its settings."""
+    body = orjson.loads(sent)["request"]
+    lines = []
+    content = [body["content"]] if "content" in body else body.get("contents", [])
+    for name, contents in (
+        ("system instruction", [body["systemInstruction"]] if "systemInstruction" in body else []),
+        ("prompt", content),
+    ):
+        texts = [part.get("text", "") for item in contents for part in item.get("parts", [])]
+        if texts:
+            lines += [f"  {name}:", *quoted("\n".join(texts))]
+    config = body.get("generationConfig") or {
+        key: value for key, value in body.items() if "content" in body and key != "content"
+    }
+    if config:
+        name = "generationConfig" if "generationConfig" in body else "settings"
+        lines.append(f"  {name}: {json.dumps(config, ensure_ascii=False)}")
     return lines
 
 
@@ -86,13 +95,14 @@ def _came_back(chapter: Chapter) -> list[str]:
         if answer.repaired:
             lines.append(f"  JSON found in: {answer.repaired}")
         if text:
-            lines += ["  answer:", *_quoted(text)]
+            lines += ["  answer:", *quoted(text)]
     elif not chapter.response:
         lines.append("  no line came back")
     return lines
 
 
-def _quoted(text: str) -> list[str]:
+def quoted(text: str) -> list[str]:
+    """A text as indented lines, its end left out where it is long."""
     lines = text.rstrip("\n").split("\n")
     shown = [f"    {line}" for line in lines[:_MAX_TEXT_LINES]]
     if len(lines) > _MAX_TEXT_LINES:

@@ -47,6 +47,7 @@ def prepare(run: Run) -> None:
         number=number,
         state=AttemptState.PREPARED,
         model=run.spec.model,
+        task=run.spec.task,
         request_count=request_count,
         byte_count=byte_count,
         created_at=run.clock.now(),
@@ -78,7 +79,10 @@ def post(run: Run, attempt: Attempt) -> None:
     )
     try:
         job = run.backend.create(
-            model=attempt.model, upload_name=attempt.upload_name, display_name=attempt.token
+            model=attempt.model,
+            upload_name=attempt.upload_name,
+            display_name=attempt.token,
+            task=attempt.task,
         )
     except SubmissionDeferred as error:
         until = decide.defer_until(attempt, run.clock.now())

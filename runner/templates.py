@@ -12,29 +12,29 @@ from runner.specpaths import SpecPaths
 from runner.tree import Tree
 
 
-def read(tree: Tree, paths: SpecPaths, key: str) -> Template | None:
-    """The template under a top-level key, from the spec or from its own file.
+def read(tree: Tree, paths: SpecPaths, *place: str) -> Template | None:
+    """The template at a place, from the spec or from its own file.
 
     None where there is none, or after reporting that it cannot be read. A folded or quoted text of
     several lines has its first line's place, and no better one for the others.
     """
-    if not tree.sound(key):
+    if not tree.sound(*place):
         return None
-    value = tree.get(key)
+    value = tree.get(*place)
     if isinstance(value, str):
-        mark = tree.marks[(key,)]
+        mark = tree.marks[place]
         line, column = _text_start(mark, value)
         path = paths.relative(os.path.abspath(mark.source.path))
         template = Template(text=value, path=path, line=line, column=column)
-        _parse(tree, (key,), template, mark.source)
+        _parse(tree, place, template, mark.source)
         return template
-    found = paths.text((key, "file"), value["file"])
+    found = paths.text((*place, "file"), value["file"])
     if found is None:
         return None
     text, source = found
-    tree.marks[(key, "text")] = Mark(source=source, line=1, column=1, length=len(source.lines[0]))
+    tree.marks[(*place, "text")] = Mark(source=source, line=1, column=1, length=len(source.lines[0]))
     template = Template(text=text, path=paths.relative(os.path.join(paths.folder, value["file"])), line=1)
-    _parse(tree, (key, "file"), template, source)
+    _parse(tree, (*place, "file"), template, source)
     return template
 
 
@@ -59,7 +59,7 @@ def _parse(tree: Tree, place: Place, template: Template, source: Source) -> None
 
     from runner.sandbox import CompiledTemplate, TemplateFailed
 
-    where = str(place[0])
+    where = ".".join(str(step) for step in place if step != "file")
     try:
         CompiledTemplate(template.text)
     except TemplateFailed as failed:

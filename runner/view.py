@@ -35,8 +35,9 @@ def plan(
 ) -> list[str]:
     """The plan as it is shown before an apply, ending in one line that sums it up."""
     serial = f"serial {made.basis.serial}" if made.basis.lineage else "not created yet"
+    backend = spec.backend.type + (" (direct calls)" if spec.backend.mode == "direct" else "")
     lines = [
-        f"{spec.name}  backend {spec.backend.type}  model {spec.model}  state {state_label} {serial}",
+        f"{spec.name}  backend {backend}  model {spec.model}  state {state_label} {serial}",
         *_class_lines(made),
     ]
     if with_samples and made.samples:

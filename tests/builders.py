@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from runner import export, plan, rowtable
+from runner import plan, records, rowtable
 from runner.blobs.memory import MemoryBlobs
 from runner.index import Index
 from runner.model import (
@@ -90,6 +90,23 @@ def make_job(job_name: str = "batches/1", state: JobState = JobState.RUNNING, **
 
 def make_stored(request_id: str = "r1", outcome: Outcome = Outcome.OK, **changes: Any) -> Stored:
     return Stored(**{"request_id": request_id, "outcome": outcome, "token": "t-a1", **changes})
+
+
+class Outcomes(dict[str, Stored]):
+    """Outcomes by request id, as a collector asks for them."""
+
+    def stored(self, request_id: str) -> Stored | None:
+        return self.get(request_id)
+
+    def stored_among(self, request_ids: Sequence[str]) -> dict[str, Stored]:
+        return {found: self[found] for found in request_ids if found in self}
+
+    def answered(self, request_id: str) -> Stored | None:
+        found = self.get(request_id)
+        return self.get(found.remedied_by, found) if found else None
+
+    def remedied(self, request_id: str) -> Stored | None:
+        return next((one for one in self.values() if one.remedied_by == request_id), None)
 
 
 def make_state(**changes: Any) -> State:
@@ -232,7 +249,7 @@ class Past:
         self.store_outcomes(given.get(i) or make_stored(i) for i in request_ids(made))
         self.index.sync(self.state, self.attempts)
         rows = list(spooled(made)) if made.rows_path else list(self.index.rows())
-        settled = [r._replace(outcome=export.row_outcome(r, self.index.outcome)) for r in rows]
+        settled = [r._replace(outcome=self._row_class(r)) for r in rows]
         components: dict[str, Any] = dict(self.index.components)
         components[made.components_id] = {"spec": made.spec_digest, "digests": dict(made.components)}
 
@@ -249,7 +266,17 @@ class Past:
             files={"out.jsonl": ("d" * 64, 10)},
         )
         self.state = replace(self.state, serial=self.state.serial + 1, rows=name, export=done)
-        self.index.absorb(name, components, settled)
+        if made.rows_path is not None:
+            db = rowtable.connect(made.rows_path)
+            rowtable.settle(db, ((row.outcome, row.ordinal) for row in settled))
+            db.close()
+            self.index.absorb(name, components, made.rows_path)
+
+    def _row_class(self, row: rowtable.KnownRow) -> str:
+        if row.problem:
+            return Outcome.BAD_INPUT
+        classes = [self.index.outcome(request_id) for request_id in row.ids]
+        return records.row_class(classes, len(classes))
 
 
 def request_ids(made: Plan) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runner import apply as executor
-from runner import export, index, inputs, ledger, plan, statefile
+from runner import export, index, inputs, judged, ledger, plan, statefile
 from runner import spec as specfile
 from runner.backends.memory import Ending, MemoryBackend
 from runner.blobs.memory import MemoryBlobs
@@ -56,9 +56,11 @@ class Service(MemoryBackend):
         self.most_live = 0
         self.created_at: list[float] = []
 
-    def create(self, *, model: str, upload_name: str, display_name: str) -> Job:
+    def create(
+        self, *, model: str, upload_name: str, display_name: str, task: str = "generate_content"
+    ) -> Job:
         self.created_at.append(self.clock.now())
-        job = super().create(model=model, upload_name=upload_name, display_name=display_name)
+        job = super().create(model=model, upload_name=upload_name, display_name=display_name, task=task)
         self.most_live = max(self.most_live, sum(not found.state.terminal for found in self.jobs()))
         return job
 
@@ -85,6 +87,7 @@ class World:
         self.store = Store(MemoryBlobs(), None, "memory")
         self.events: list[Event] = []
         self.stop = executor.Stop()
+        self.judge_digest = "judge"
         (folder / "inputs").mkdir(parents=True)
         (folder / "work").mkdir()
         for number in range(count):
@@ -100,13 +103,15 @@ class World:
         attempts = self.store.attempts()
         known = Index(self.store)
         known.sync(state, [attempt for attempt, _ in attempts])
+        if state is not None and state.export is not None and state.export.judge != self.judge_digest:
+            known.rejudge(judged.again(self.spec, self.store))
         workspace = self.folder / "work" / str(len(list((self.folder / "work").iterdir())))
         workspace.mkdir()
         made, _ = plan.make(
             self.spec,
             basis=ledger.basis(state, (found for found, _ in attempts)),
             spec_digest=specfile.digest(self.spec),
-            judge_digest="judge",
+            judge_digest=self.judge_digest,
             entries=inputs.entries(self.spec),
             read=lambda entry: inputs.read(self.spec, entry),
             renderer=Renderer(self.spec),
@@ -700,3 +705,134 @@ def test_death_before_and_after_every_call_never_makes_a_second_job(
         assert (world.folder / "out/notes.jsonl").read_bytes() == records, steps[moment]
         for name in world.store.blobs.list("attempts/"):
             statefile.load_attempt(world.store.blobs.read(name)[0], name)
+
+
+# ---------------------------------------------------------------- remedies, samples, vectors
+
+
+def _cut_below(tokens: int) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """Answers that are cut where fewer tokens are allowed."""
+
+    def answer(line: Mapping[str, Any]) -> Mapping[str, Any]:
+        allowed = line["request"]["generationConfig"]["maxOutputTokens"]
+        good = {"content": {"parts": [{"text": '{"n": 1}'}]}, "finishReason": "STOP"}
+        cut = {"content": {"parts": [{"text": '{"n'}]}, "finishReason": "MAX_TOKENS"}
+        return {"response": {"candidates": [good if allowed >= tokens else cut]}}
+
+    return answer
+
+
+REMEDIED = SPEC.replace("max_attempts: 3", "max_attempts: 3, remedies: {truncated: {max_output_tokens: x2}}")
+LIMITED = "\ngeneration_config: {max_output_tokens: 100}\n"
+
+
+def records_of(world: World) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (world.folder / "out/notes.jsonl").read_text().splitlines()]
+
+
+def test_a_remedy_goes_on_within_one_apply_and_the_next_plan_is_empty(new_world: Any) -> None:
+    world = new_world(answer=_cut_below(400))
+    world.write(REMEDIED + LIMITED)
+    result = world.run()
+
+    assert result.complete
+    assert dict(result.sent) == {"truncated": 12, "ok": 6}
+    assert result.rows == {"ok": 6}
+    assert {record["_remedied"] for record in records_of(world)} == {"truncated"}
+    assert not world.plan_has_changes()
+    # Also once the remedy is gone from the spec.
+    world.write(SPEC + LIMITED)
+    assert world.counts() == {Action.UNCHANGED: 6}
+
+
+def test_a_remedy_that_does_not_help_ends_with_the_attempts(new_world: Any) -> None:
+    world = new_world(answer=_cut_below(10_000))
+    world.write(REMEDIED + LIMITED)
+    result = world.run()
+
+    assert dict(result.sent) == {"truncated": 18}
+    assert result.rows == {"truncated": 6}
+    assert world.counts() == {Action.FAILED: 6}
+
+
+def test_a_remedy_that_is_added_later_takes_up_what_was_cut(new_world: Any) -> None:
+    world = new_world(answer=_cut_below(200))
+    world.write(SPEC + LIMITED)
+    assert world.run().rows == {"truncated": 6}
+    assert world.counts() == {Action.FAILED: 6}
+    world.write(REMEDIED + LIMITED)
+    assert world.counts() == {Action.RETRY: 6}
+    result = world.run()
+    assert (dict(result.sent), result.rows) == ({"ok": 6}, {"ok": 6})
+    assert not world.plan_has_changes()
+
+
+def test_a_class_that_the_spec_retries_is_sent_again_as_it_was(new_world: Any) -> None:
+    asked: Counter[str] = Counter()
+
+    def answer(line: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked[line["key"]] += 1
+        text = '{"n": 1}' if asked[line["key"]] == 2 else "no idea"
+        parts = {"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}
+        return {"response": {"candidates": [parts]}}
+
+    world = new_world(answer=answer)
+    world.write(SPEC.replace("max_attempts: 3", "retry: [unparseable]"))
+    result = world.run()
+
+    assert dict(result.sent) == {"unparseable": 6, "ok": 6}
+    assert result.rows == {"ok": 6}
+    assert set(asked.values()) == {2}
+    assert not world.plan_has_changes()
+
+
+def test_samples_make_one_record(new_world: Any) -> None:
+    numbers = iter(range(1000))
+
+    def answer(line: Mapping[str, Any]) -> Mapping[str, Any]:
+        parts = {"content": {"parts": [{"text": f'{{"n": {next(numbers) % 2}}}'}]}, "finishReason": "STOP"}
+        return {"response": {"candidates": [parts]}}
+
+    world = new_world(answer=answer, count=2)
+    world.write(SPEC + "samples: {count: 3, aggregate: majority}\n")
+    result = world.run()
+
+    assert dict(result.sent) == {"ok": 6}
+    assert result.rows == {"ok": 2}
+    assert [record["n"] for record in records_of(world)] == [0, 1]
+    assert {record["_agreement"]["n"] for record in records_of(world)} == {2 / 3}
+    assert not world.plan_has_changes()
+    world.write(SPEC + "samples: {count: 3, aggregate: all}\n")
+    assert world.counts() == {Action.UNCHANGED: 2}
+
+
+def test_what_is_judged_otherwise_now_is_stored_and_costs_nothing(new_world: Any) -> None:
+    pytest.importorskip("json_repair")
+
+    def answer(line: Mapping[str, Any]) -> Mapping[str, Any]:
+        parts = {"content": {"parts": [{"text": "{'n': 1,}"}]}, "finishReason": "STOP"}
+        return {"response": {"candidates": [parts]}}
+
+    world = new_world(answer=answer)
+    assert world.run().rows == {"unparseable": 6}
+    world.write(SPEC.replace("max_attempts: 3", "repair: true"))
+    world.judge_digest = "another"
+    assert world.counts() == {Action.UNCHANGED: 6}
+    result = world.run()
+    assert (dict(result.sent), result.rows) == ({}, {"ok": 6})
+    assert {record["_repaired"] for record in records_of(world)} == {"library"}
+    assert not world.plan_has_changes()
+
+
+def test_vectors_come_back_as_records(new_world: Any) -> None:
+    world = new_world()
+    text = SPEC.replace("output_schema: {type: object, properties: {n: {type: integer}}, required: [n]}", "")
+    world.write(
+        text.replace("gemini-3.5-flash-lite", "gemini-embedding-001")
+        + "task: embed_content\nembed_content_config: {output_dimensionality: 8, normalize: true}\n"
+    )
+    assert world.run().rows == {"ok": 6}
+    vectors = [record["embedding"] for record in records_of(world)]
+    assert {len(vector) for vector in vectors} == {8}
+    assert all(abs(sum(x * x for x in vector) - 1) < 1e-9 for vector in vectors)
+    assert not world.plan_has_changes()

@@ -194,6 +194,17 @@ def test_create_sends_one_request_with_the_model_the_file_and_the_token(
     assert call.headers["x-server-timeout"] == "5"
 
 
+def test_a_job_of_embeddings_is_made_in_its_own_words(service: Service, backend: GeminiBackend) -> None:
+    service.script = lambda _: answer(operation())
+    job = backend.create(
+        model="gemini-embedding-001", upload_name="files/shard", display_name=TOKEN, task="embed_content"
+    )
+    assert (job.job_name, job.model) == ("batches/b1", "gemini-embedding-001")
+    (call,) = service.calls
+    assert (call.method, call.path) == ("POST", "/v1beta/models/gemini-embedding-001:asyncBatchEmbedContent")
+    assert call.json == {"batch": {"inputConfig": {"file_name": "files/shard"}, "displayName": TOKEN}}
+
+
 REFUSED, DEFERRED, UNKNOWN = SubmissionRefused, SubmissionDeferred, SubmissionUnknown
 CREATE = [
     (
@@ -383,7 +394,7 @@ def test_a_strangers_job_in_an_unknown_state_does_not_hide_the_others(
     service.script = lambda _: answer({"operations": [strange, operation("batches/b3")]})
     assert [job.job_name for job in backend.jobs()] == ["batches/b3"]
     service.script = lambda _: answer({"operations": [strange, ours]})
-    with pytest.raises(BackendError, match="batches/b2.*not known here"):
+    with pytest.raises(BackendError, match=r"batches/b2.*not known here"):
         list(backend.jobs())
 
 
@@ -708,6 +719,45 @@ def test_a_job_without_output_asks_for_none(service: Service, backend: GeminiBac
     assert service.calls == []
 
 
+INLINE = [
+    {
+        "metadata": {"key": "r1"},
+        "response": {"candidates": [{"content": {"parts": [{"text": "a\u2028\ud800"}]}}]},
+    },
+    {"metadata": {"key": "r2"}, "error": {"code": 13, "message": "\u00e9"}},
+    None,
+]
+
+
+@pytest.mark.parametrize("place", ["metadata", "response"])
+def test_answers_inside_a_job_come_as_lines(service: Service, backend: GeminiBackend, place: str) -> None:
+    output = {"inlinedResponses": {"inlinedResponses": INLINE}}
+    more: dict[str, Any] = {"response": output} if place == "response" else {"metadata": {"output": output}}
+    service.script = lambda _: answer(operation(state="BATCH_STATE_SUCCEEDED", done=True, **more))
+    job = backend.get("batches/b1")
+    assert job.output_name == "batches/b1"
+
+    lines = b"".join(backend.output(job)).splitlines(keepends=True)
+
+    assert [json.loads(line) for line in lines] == INLINE
+    assert all(line.endswith(b"\n") for line in lines)
+    assert [call.path for call in service.calls] == ["/v1beta/batches/b1"] * 2
+    assert list(RetryingBackend(backend).output(job)) == lines
+
+
+def test_a_job_with_no_answers_inside_gives_none(service: Service, backend: GeminiBackend) -> None:
+    service.script = lambda _: answer(operation(metadata={"output": {"inlinedResponses": {}}}))
+    assert list(backend.output(backend.get("batches/b1"))) == []
+
+
+def test_answers_inside_a_job_that_is_gone(service: Service, backend: GeminiBackend) -> None:
+    service.script = lambda _: refusal(404, "NOT_FOUND", "Requested entity was not found.")
+    job = Job(job_name="batches/b1", display_name="", state=JobState.SUCCEEDED, output_name="batches/b1")
+    with pytest.raises(BackendError, match="cannot read the answers in batches/b1") as error:
+        list(backend.output(job))
+    assert error.value.http_status == 404
+
+
 def test_a_short_download_is_a_transient_error(service: Service, backend: GeminiBackend) -> None:
     service.script = lambda _: Reply(body=b"line\n" * 10, claimed_length=1000)
     with pytest.raises(BackendError, match=r"cannot download|broke off") as error:
@@ -745,6 +795,128 @@ def test_a_large_output_is_never_held(service: Service, backend: GeminiBackend) 
         assert tracemalloc.get_traced_memory()[1] < 8_000_000
     finally:
         tracemalloc.stop()
+
+
+# ---------------------------------------------------------------- synchronous calls
+
+REQUEST = {"contents": [{"parts": [{"text": "Hello."}]}], "generation_config": {"temperature": 0}}
+WITH_FILE = {"contents": [{"parts": [{"file_data": {"file_uri": "https://host/v1beta/files/a"}}]}]}
+EMBED = {"content": {"parts": [{"text": "Hello."}]}, "output_dimensionality": 4}
+
+
+def ask(backend: Backend, request: Any = REQUEST, task: str = "generate_content") -> bytes:
+    line = json.dumps({"key": "r1", "request": request}).encode() + b"\n"
+    model = "gemini-embedding-001" if task == "embed_content" else "gemini-3.5-flash-lite"
+    return backend.answer(task=task, model=model, line=line)
+
+
+def test_an_answer_is_the_services_own_json_on_one_line(service: Service, backend: GeminiBackend) -> None:
+    body = (
+        b'{\n  "candidates": [ {"a": "x \\n  y  z\xe2\x80\xa8"} ],\r\n  "n": 1.10,\n  "half": "\\ud800"\n}\n'
+    )
+    service.script = lambda _: Reply(body=body)
+
+    one_line = b'{"candidates": [ {"a": "x \\n  y  z\xe2\x80\xa8"} ],"n": 1.10,"half": "\\ud800"}'
+    assert ask(backend) == b'{"key":"r1","response":' + one_line + b"}\n"
+    (call,) = service.calls
+    assert (call.method, call.path) == ("POST", "/v1beta/models/gemini-3.5-flash-lite:generateContent")
+    assert call.json == REQUEST
+    assert call.headers["x-goog-api-key"] == "key"
+
+
+def test_an_embedding_call_names_its_model(service: Service, backend: GeminiBackend) -> None:
+    service.script = lambda _: answer({"embedding": {"values": [1]}})
+    assert ask(backend, EMBED, "embed_content") == b'{"key":"r1","response":{"embedding": {"values": [1]}}}\n'
+    (call,) = service.calls
+    assert call.path == "/v1beta/models/gemini-embedding-001:embedContent"
+    assert call.json == {"model": "models/gemini-embedding-001", **EMBED}
+
+
+NO_FILE = "You do not have permission to access the File a or it may not exist."
+OF_THE_ROW = [
+    (refusal(400, "INVALID_ARGUMENT", "* contents: bad\n"), REQUEST, 3),
+    (refusal(400, "INVALID_ARGUMENT", "Request payload size exceeds the limit"), REQUEST, 3),
+    (refusal(403, "PERMISSION_DENIED", NO_FILE), WITH_FILE, 7),
+    (refusal(404, "NOT_FOUND", "Requested entity was not found."), WITH_FILE, 5),
+]
+
+
+@pytest.mark.parametrize(("reply", "request_body", "code"), OF_THE_ROW)
+def test_a_refusal_of_the_row_is_its_error(
+    service: Service, backend: GeminiBackend, reply: Reply, request_body: Any, code: int
+) -> None:
+    service.script = lambda _: reply
+    said = json.loads(reply.body)["error"]
+    error = {"code": code, "message": said["message"], "status": said["status"]}
+    assert json.loads(ask(RetryingBackend(backend), request_body)) == {"key": "r1", "error": error}
+    assert len(service.calls) == 1
+
+
+BAD_KEY = answer(
+    {
+        "error": {
+            "code": 400,
+            "message": "API key not valid.",
+            "status": "INVALID_ARGUMENT",
+            "details": [{"reason": "API_KEY_INVALID"}],
+        }
+    },
+    400,
+)
+NO_MODEL = "models/x is not found for API version v1beta"
+NOT_OF_THE_ROW = [
+    (BAD_KEY, REQUEST, False, 1),
+    (refusal(400, "FAILED_PRECONDITION", "User location is not supported"), REQUEST, False, 1),
+    (Reply(400, b"<html>bad request</html>"), REQUEST, False, 1),
+    (refusal(401, "UNAUTHENTICATED", "who are you"), WITH_FILE, False, 1),
+    (refusal(403, "PERMISSION_DENIED", "not you"), WITH_FILE, False, 1),
+    (refusal(403, "PERMISSION_DENIED", NO_FILE), REQUEST, False, 1),
+    (refusal(404, "NOT_FOUND", NO_MODEL), WITH_FILE, False, 1),
+    (refusal(404, "NOT_FOUND", "Requested entity was not found."), REQUEST, False, 1),
+    (Reply(404, b"<html>no such page</html>"), WITH_FILE, False, 1),
+    (refusal(429, "RESOURCE_EXHAUSTED", "quota"), REQUEST, True, 5),
+    (refusal(503, "UNAVAILABLE", "overloaded"), REQUEST, True, 5),
+    (refusal(500, "INTERNAL", "oops"), REQUEST, True, 1),
+    (refusal(504, "DEADLINE_EXCEEDED", "too slow"), REQUEST, True, 1),
+    (Reply(reset=True), REQUEST, True, 1),
+    (Reply(200, b""), REQUEST, True, 1),
+    (Reply(200, b"[]"), REQUEST, True, 1),
+    (Reply(200, b'{"candidates":[', claimed_length=100), REQUEST, True, 1),
+]
+
+
+@pytest.mark.parametrize(("reply", "request_body", "transient", "calls"), NOT_OF_THE_ROW)
+def test_any_other_failure_is_not_the_rows(
+    service: Service, backend: GeminiBackend, reply: Reply, request_body: Any, transient: bool, calls: int
+) -> None:
+    """And it is asked again only where no answer can have been paid for."""
+    service.script = lambda _: reply
+    with pytest.raises(BackendError, match=r"cannot ask gemini-3\.5-flash-lite for r1") as error:
+        ask(RetryingBackend(backend, sleep=lambda _: None), request_body)
+    assert error.value.transient is transient
+    assert len(service.calls) == calls
+
+
+def test_an_answer_that_does_not_come_in_time_is_not_asked_for_again(service: Service) -> None:
+    service.script = lambda _: Reply(hang_s=20)
+    backend = connect(service.url, request_timeout_s=0.3)
+    with pytest.raises(BackendError) as error:
+        ask(RetryingBackend(backend, sleep=lambda _: None))
+    backend.close()
+    assert (error.value.transient, len(service.calls)) == (True, 1)
+
+
+def test_without_a_connection_it_is_tried_again() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    backend = connect(f"http://127.0.0.1:{port}")
+    waited: list[float] = []
+    with pytest.raises(BackendError, match="no connection") as error:
+        ask(RetryingBackend(backend, sleep=waited.append))
+    backend.close()
+    assert (error.value.status, error.value.http_status, error.value.transient) == ("UNAVAILABLE", 0, True)
+    assert waited == [1.0, 2.0, 4.0, 8.0]
 
 
 # ---------------------------------------------------------------- who talks to whom

@@ -13,22 +13,25 @@ from typing import Any
 
 import orjson
 import pytest
-from builders import error_line, make_attempt, make_spec, make_stored, ok_line
+from builders import Outcomes, error_line, make_attempt, make_spec, make_stored, ok_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from runner import export
 from runner.blobs.memory import MemoryBlobs
 from runner.errors import GbrunError, StateError, StateUnreadable
 from runner.ingest import Collector
-from runner.model import BadRow, Destination, JobState, Outcome, Spec, Stored
-from runner.outputs.jsonl import JsonlFile, look
+from runner.model import BadRow, Column, Destination, JobState, Outcome, Spec, Stored
+from runner.outputs.atomicfile import look
+from runner.outputs.jsonl import JsonlFile
 from runner.parts import load_outcome
 from runner.results import Judge
 from runner.rowtable import KnownRow, dump_problem
 from runner.store import Store
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+REAL = "r" + "0123456789abcdef" * 2
 
 
 def row(ordinal: int, key: str, *request_ids: str, bad: BadRow | None = None) -> KnownRow:
@@ -48,7 +51,7 @@ class Answered:
     ) -> None:
         attempt = make_attempt(token, job_state=JobState.SUCCEEDED)
         shard = [orjson.dumps({"key": key}) for key in sent]
-        collector = Collector(attempt, Judge(schema), shard, self.stored.get)
+        collector = Collector(attempt, Judge(schema), shard, Outcomes(self.stored))
         self.store.put_responses(token, [b"\n".join(lines)], collector.line)
         self.stored |= {s.request_id: s for s in map(load_outcome, collector.finish().lines)}
 
@@ -58,14 +61,12 @@ class Answered:
         rows: Sequence[KnownRow],
         live: Callable[[str], str | None] = lambda _: None,
     ) -> export.Written:
-        workspace = spec.folder / ".work"
-        workspace.mkdir(exist_ok=True)
         with ExitStack() as held:
             written = export.write(
-                spec, self.store, lambda: iter(rows), self.stored.get, live, workspace, held
+                spec, self.store, iter(rows), Outcomes(self.stored).stored_among, live, held
             )
+            written.clear()
             written.place()
-        assert list(workspace.iterdir()) == []
         return written
 
 
@@ -193,10 +194,7 @@ def test_a_row_has_the_first_class_of_its_parts_that_is_not_ok(spec: Spec) -> No
     written = answered.write(spec, [row(0, "a", "r1", "r2", "r3", "r4")])
 
     assert written.rows == {"unparseable": 1}
-    stored = {name: s.outcome for name, s in answered.stored.items()}
-    assert export.row_outcome(row(0, "a", "r1", "r2", "r3"), lambda i: stored.get(i, "")) == "unparseable"
-    assert export.row_outcome(row(0, "a", "r1", "gone"), lambda i: stored.get(i, "")) == ""
-    assert export.row_outcome(row(0, "a", "r1", "r1"), lambda i: stored.get(i, "")) == "ok"
+    assert answered.write(spec, [row(0, "a", "r1", "gone")]).rows == {"held_back": 1}
 
 
 def test_responses_are_judged_again_under_the_spec_of_now(spec: Spec) -> None:
@@ -234,15 +232,16 @@ def test_meta(spec: Spec) -> None:
     [
         ok_line("r1", '{"n": "\\ud800"}'),
         b'{"key":"r1","response":{"candidates":[{"content":{"parts":[{"text":"\\ud800"}]},"finishReason":"MAX_TOKENS"}]}}',
-        b'{"key":"r1","error":{"code":3,"message":"m","details":' + b"[" * 300 + b"]" * 300 + b"}}",
+        b'{"key":"%b","error":{"code":3,"message":"m","details":' % REAL.encode() + b"[" * 300 + b"]" * 300 + b"}}",
     ],
     ids=["surrogate in an answer", "surrogate in a cut answer", "deep error"],
 )
 def test_odd_failures_are_written(spec: Spec, line: bytes) -> None:
     answered = Answered()
     (where,) = [ref for _, ref in _kept(answered.store, [line])]
-    answered.stored = {"r1": make_stored("r1", Outcome.INVALID, ref=where)}
-    answered.write(spec, [row(0, "a", "r1")])
+    request_id = REAL if REAL.encode() in line else "r1"
+    answered.stored = {request_id: make_stored(request_id, Outcome.INVALID, ref=where)}
+    answered.write(spec, [row(0, "a", request_id)])
 
     assert [found["_key"] for found in lines_of(spec.folder / "out/x.errors.jsonl")] == ["a"]
 
@@ -280,7 +279,7 @@ def test_a_damaged_response_leaves_the_destination_as_it_was(spec: Spec) -> None
 def test_a_response_that_is_another_requests_is_refused(spec: Spec) -> None:
     answered = Answered()
     answered.take(["r1", "r2"], [ok_line("r1", '{"n":1}'), ok_line("r2", '{"n":2}')])
-    answered.stored["r1"] = replace(answered.stored["r1"], ref=answered.stored["r2"].ref)
+    answered.stored["r1"] = structs.replace(answered.stored["r1"], ref=answered.stored["r2"].ref)
     with pytest.raises(StateUnreadable, match="does not hold r1"):
         answered.write(spec, [row(0, "a", "r1")])
 
@@ -289,6 +288,75 @@ def test_a_destination_that_cannot_be_written_is_an_error(spec: Spec) -> None:
     (spec.folder / "out").write_text("a file")
     with pytest.raises(GbrunError, match="cannot write"):
         Answered().write(spec, [])
+
+
+# ---------------------------------------------------------------- several at once
+
+SEVERAL = (
+    Destination(path="out/x.csv", include=("meta",)),
+    Destination(path="out/x.jsonl"),
+    Destination(path="meta.jsonl", include=("meta",)),
+    Destination(path="deep/down/x.sqlite", columns=(Column(name="id", path="$._key"),)),
+    Destination(path="out/x.parquet"),
+)
+
+
+def test_all_destinations_are_written_and_failures_go_beside_the_first(spec: Spec) -> None:
+    several = replace(spec, destinations=SEVERAL, output_schema={**SCHEMA, "additionalProperties": False})
+    answered = Answered()
+    lines = [ok_line("r1", '{"n":1}'), error_line("r2", 3), ok_line("r3", '{"n":3}')]
+    answered.take(["r1", "r2", "r3"], lines)
+    rows = [row(0, "b", "r3"), row(1, "a", "r2"), row(2, "c", "r1")]
+    written = answered.write(several, rows)
+
+    assert list(written.files) == [*(d.path for d in SEVERAL), "out/x.errors.jsonl"]
+    assert export.look(several) == written.files
+    assert lines_of(spec.folder / "out/x.jsonl") == [{"_key": "b", "n": 3}, {"_key": "c", "n": 1}]
+    assert [list(line) for line in lines_of(spec.folder / "meta.jsonl")] == [
+        ["_key", "n", "_request_id", "_attempt", "_model_version", "_usage", "_finish_reason"]
+    ] * 2
+    header, first, _ = (spec.folder / "out/x.csv").read_text().splitlines()
+    assert header.startswith("_key,n,_repaired,_remedied,_request_id,")
+    assert first.startswith("b,3,,,r3,t-a1,")
+    assert (spec.folder / "out/x.parquet").read_bytes()[:4] == b"PAR1"
+    assert [line["_key"] for line in lines_of(spec.folder / "out/x.errors.jsonl")] == ["a"]
+
+    again = answered.write(several, rows)
+    assert again.files == written.files
+    found = {path.relative_to(spec.folder).as_posix() for path in spec.folder.rglob("*") if path.is_file()}
+    assert found == set(written.files)
+
+
+def test_where_one_destination_cannot_hold_a_record_none_is_written(spec: Spec) -> None:
+    several = replace(spec, destinations=SEVERAL)
+    answered = Answered()
+    answered.take(["r1", "r2"], [ok_line("r1", '{"n":1}'), ok_line("r2", f'{{"n":{2**70}}}')])
+    before = answered.write(several, [row(0, "a", "r1")]).files
+    with pytest.raises(GbrunError, match=r'out/x.parquet cannot hold the record of "b": "n"'):
+        answered.write(several, [row(0, "a", "r1"), row(1, "b", "r2")])
+    assert export.look(several) == {**before, "out/x.errors.jsonl": None}
+    assert not list(spec.folder.rglob("*.part"))
+
+
+def test_what_is_never_placed_changes_nothing_that_can_be_seen(spec: Spec) -> None:
+    answered = Answered()
+    answered.take(["r1"], [ok_line("r1", '{"n":1}')])
+    for name in ("x.jsonl", "x.errors.jsonl"):
+        (spec.folder / "out").mkdir(exist_ok=True)
+        (spec.folder / "out" / name).write_text("somebody's")
+    with ExitStack() as held:
+        export.write(
+            spec,
+            answered.store,
+            iter([row(0, "a", "r1")]),
+            Outcomes(answered.stored).stored_among,
+            lambda _: None,
+            held,
+        )
+    assert {path.name: path.read_text() for path in (spec.folder / "out").iterdir()} == {
+        "x.jsonl": "somebody's",
+        "x.errors.jsonl": "somebody's",
+    }
 
 
 # ---------------------------------------------------------------- the file itself
@@ -355,4 +423,4 @@ def test_looking_at_what_is_not_there_or_no_file(tmp_path: Path) -> None:
     ],
 )
 def test_where_failures_go(path: str, errors: str) -> None:
-    assert export.errors_path(path) == errors
+    assert Destination(path=path).errors_path == errors

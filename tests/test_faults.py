@@ -14,7 +14,7 @@ import pytest
 
 from runner.emulator import faults
 from runner.emulator.faults import FILE_KINDS, HttpRule, JobRule, RowRule
-from runner.model import RETRYABLE, Outcome
+from runner.model import Failures, Outcome
 
 
 def kinds(rule: type) -> list[str]:
@@ -22,6 +22,7 @@ def kinds(rule: type) -> list[str]:
     return list(typing.get_args(typing.get_type_hints(rule)["kind"]))
 
 
+RETRYABLE = Failures().retry
 ROW_KINDS, JOB_KINDS, HTTP_KINDS = kinds(RowRule), kinds(JobRule), kinds(HttpRule)
 
 # What becomes of a request that a row rule hits, its code, and what is counted beside the answers.
@@ -44,6 +45,11 @@ CLASSES: dict[str, tuple[str, str, str]] = {
     "unknown_fields": ("ok", "", ""),
     "shuffled": ("ok", "", ""),
     "half_line": ("missing", "NO_LINE", "unreadable"),
+}
+# The same for the kinds that befall embeddings alone.
+EMBEDDING_CLASSES: dict[str, tuple[str, str]] = {
+    "empty_embedding": ("transient", "EMPTY"),
+    "short_embedding": ("invalid", "DIMENSIONS"),
 }
 # A rule for each kind of HTTP fault, on a call of every run. A deferred create waits a minute on the
 # real clock; that one is shown with a clock moved by hand.
@@ -107,7 +113,7 @@ def stored_responses(project: Any) -> bytes:
 
 
 def test_no_kind_is_forgotten() -> None:
-    assert set(ROW_KINDS) == set(CLASSES)
+    assert sorted(ROW_KINDS) == sorted([*CLASSES, *EMBEDDING_CLASSES])
     assert set(HTTP_KINDS) == set(HTTP_RULES)
     assert set(JOB_KINDS) == set(JOB_RULES)
     assert {outcome for outcome, _, _ in CLASSES.values()} <= set(Outcome)
@@ -117,7 +123,7 @@ def test_no_kind_is_forgotten() -> None:
 # ---------------------------------------------------------------- one kind at a time
 
 
-@pytest.mark.parametrize("kind", ROW_KINDS)
+@pytest.mark.parametrize("kind", CLASSES)
 def test_a_row_fault(kind: str, project: Any, cli: Callable[..., Any]) -> None:
     """Two of five rows are hit (of a file that ends too early, the last one)."""
     outcome, code, stray = CLASSES[kind]
@@ -155,6 +161,30 @@ def test_a_row_fault(kind: str, project: Any, cli: Callable[..., Any]) -> None:
         assert [record["_key"] for record in project.records()] == sorted(outcomes)
         assert project.failures() == []
     assert project.leftovers() == []
+
+
+@pytest.mark.parametrize("kind", [*EMBEDDING_CLASSES, "row_error", "missing", "unknown_fields", "truncated"])
+def test_a_fault_of_an_embedding(kind: str, project: Any, cli: Callable[..., Any]) -> None:
+    """One of three rows is hit, or none, where the kind is about text."""
+    outcome, code = EMBEDDING_CLASSES[kind] if kind in EMBEDDING_CLASSES else CLASSES[kind][:2]
+    if kind == "truncated":
+        outcome = "ok"
+    project.gbrun = cli
+    project.inputs(3)
+    project.write("inputs/001.txt", "Note 1, hit me.\n")
+    project.faults(timing={"pending_s": 0}, rows=[{"kind": kind, "match": "hit me"}])
+    project.spec(
+        task="embed_content",
+        model="gemini-embedding-001",
+        embed_content_config={"output_dimensionality": 8},
+        output_schema=None,
+        failures={"max_attempts": 1},
+    )
+    got = project.apply(code=0 if outcome == "ok" else 4)
+    outcomes = adds_up(project, got.stdout)
+    assert outcomes == {f"inputs/{n:03}.txt": outcome if n == 1 else "ok" for n in range(3)}
+    assert [failure["code"] for failure in project.failures()] == ([code] if outcome != "ok" else [])
+    assert {len(record["embedding"]) for record in project.records()} == {8}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in JOB_KINDS if kind != "stuck_pending"])
@@ -235,7 +265,7 @@ def test_everything_goes_wrong_at_once(project: Any, cli: Callable[..., Any]) ->
     project.gbrun = cli
     # Four jobs of plain notes for the faults of jobs, then the rows that are hit themselves.
     project.inputs(24)
-    for kind in ROW_KINDS:
+    for kind in CLASSES:
         for number in range(2):
             project.write(f"inputs/{kind}-{number}.txt", f"Note {number} of <{kind}>.\n")
     file_rules = [{"kind": kind, "skip": 3 + i, "times": 1} for i, kind in enumerate(sorted(FILE_KINDS))]
@@ -245,11 +275,11 @@ def test_everything_goes_wrong_at_once(project: Any, cli: Callable[..., Any]) ->
         "http": [{"kind": kind, **rule} for kind, rule in HTTP_RULES.items()],
         "jobs": [{"kind": kind, **rule} for kind, rule in JOB_RULES.items()],
         "rows": file_rules
-        + [{"kind": kind, "match": f"<{kind}>"} for kind in ROW_KINDS if kind not in FILE_KINDS],
+        + [{"kind": kind, "match": f"<{kind}>"} for kind in CLASSES if kind not in FILE_KINDS],
     }
     project.faults(**plan)
     loaded = faults.load(project.folder / "faults.yaml")
-    assert {rule.kind for rule in loaded.rows} == set(ROW_KINDS)
+    assert {rule.kind for rule in loaded.rows} == set(CLASSES)
     assert {rule.kind for rule in loaded.jobs} == set(JOB_KINDS)
     assert {rule.kind for rule in loaded.http} == set(HTTP_KINDS)
     limits = {"shards": {"max_requests": 6}, "concurrency": {"max_jobs": 3}}
@@ -257,13 +287,13 @@ def test_everything_goes_wrong_at_once(project: Any, cli: Callable[..., Any]) ->
 
     got = project.apply(code=4)
     outcomes = adds_up(project, got.stdout)
-    assert len(outcomes) == 24 + 2 * len(ROW_KINDS)
+    assert len(outcomes) == 24 + 2 * len(CLASSES)
     for key, outcome in outcomes.items():
         kind = key.removeprefix("inputs/").rpartition("-")[0]
         expected = CLASSES[kind][0] if kind and kind not in FILE_KINDS else "ok"
         # A job that ended early, or a file cut short, leaves rows of any kind without a line.
         assert outcome in (expected, "missing"), key
-    assert {CLASSES[kind][0] for kind in ROW_KINDS} <= set(outcomes.values())
+    assert {outcome for outcome, _, _ in CLASSES.values()} <= set(outcomes.values())
     assert max(Counter(project.requests_sent()).values()) == 1, "a request was sent twice"
     strays = sum((Counter(a["strays"]) for a in project.attempts()), Counter())
     assert set(strays) <= {"duplicate", "null", "extra", "unreadable"}

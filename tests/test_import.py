@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from builders import LINEAGE, make_spec, make_state, ok_line
 
 from runner import adoption
+from runner.backends import local as local_backend
+from runner.backends.gemini import GeminiBackend
 from runner.backends.memory import MemoryBackend
 from runner.blobs.memory import MemoryBlobs
 from runner.clock import Clock
@@ -57,6 +60,33 @@ def applied(project: Any) -> Any:
     project.spec(shards={"max_requests": 2})
     project.apply()
     return project
+
+
+def test_a_job_made_with_inline_requests_by_someone_else(project: Any) -> None:
+    """Its answers are inside the job, their keys beside them."""
+    project.inputs(3)
+    project.spec()
+    requests = []
+    for number in (1, 2):
+        shown = project.run("render", "job.yaml", "--line", "--key", f"inputs/{number:03}.txt").stdout
+        line = json.loads(shown)
+        requests.append({"request": line["request"], "metadata": {"key": line["key"]}})
+    body = {"batch": {"displayName": "by hand", "inputConfig": {"requests": {"requests": requests}}}}
+    backend = local_backend.start(project.state / "emulator", None, 10.0)
+    assert isinstance(backend, GeminiBackend)
+    name = backend._json("post", f"models/{project.settings['model']}:batchGenerateContent", body)["name"]
+    while not backend.get(name).state.terminal:
+        time.sleep(0.02)
+    backend.close()
+
+    got = project.run("import", "job.yaml", name)
+    assert "answers 2 request(s) of this spec" in got.stdout
+    (attempt,) = project.attempts()
+    assert (attempt["outcomes"], attempt["strays"]) == ({"ok": 2}, {})
+    assert "+ 1 new" in project.plan()
+    project.apply()
+    assert len(project.records()) == 3
+    assert sum(attempt["request_count"] for attempt in project.attempts()) == 3
 
 
 # ---------------------------------------------------------------- --scan

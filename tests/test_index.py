@@ -235,9 +235,15 @@ def test_signatures_stay_on_this_machine(index: Index, store: Store, state: Stat
     assert found.line() == row(3).line()
 
 
-def test_a_new_snapshot_is_taken_over_with_its_signatures(index: Index, store: Store, state: State) -> None:
+def test_a_new_snapshot_is_taken_over_with_its_signatures(
+    index: Index, store: Store, state: State, tmp_path: Path
+) -> None:
     rows = [row(n)._replace(signature=(n, n, n, n)) for n in range(4)]
-    index.absorb("rows/9.jsonl.gz", {"c2": {}}, rows)
+    spool = rowtable.connect(tmp_path / "spool.sqlite")
+    spool.executescript(rowtable.ROW_SCHEMA)
+    rowtable.insert(spool, rows)
+    spool.close()
+    index.absorb("rows/9.jsonl.gz", {"c2": {}}, tmp_path / "spool.sqlite")
     index.sync(replace(state, rows="rows/9.jsonl.gz"), [])
 
     assert list(index.rows()) == rows

@@ -7,12 +7,12 @@ from typing import Any
 
 import orjson
 import pytest
-from builders import error_line, make_attempt, make_stored, ok_line
+from builders import Outcomes, error_line, make_attempt, make_stored, ok_line
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.ingest import ATTEMPT_ERROR_CODES, Collector, Ingested, failed_as_a_whole
-from runner.model import Attempt, JobState, Outcome, ResponseRef, Stored
+from runner.model import Attempt, Failures, JobState, Outcome, ResponseRef, Stored
 from runner.parts import load_outcome
 from runner.results import Judge
 
@@ -27,7 +27,7 @@ def ingest(
     schema: Any = None,
 ) -> tuple[Ingested, dict[str, Stored]]:
     shard = [orjson.dumps({"key": key, "request": {}}) for key in sent]
-    collector = Collector(attempt, Judge(schema), shard, (before or {}).get)
+    collector = Collector(attempt, Judge(schema), shard, Outcomes(before or {}))
     for number, line in enumerate(lines):
         collector.line(line, ResponseRef(part=1, member=0, offset=number, length=len(line)))
     found = collector.finish()
@@ -97,7 +97,7 @@ def test_what_did_not_come_back_is_missing(state: JobState, error_code: int, cod
     assert found.unanswered == 0
     missing = stored["r2"]
     assert (missing.outcome, missing.code, missing.ref, missing.jobs) == (Outcome.MISSING, code, None, 1)
-    assert missing.retryable
+    assert missing.retryable(Failures().retry)
     assert missing.message
 
 

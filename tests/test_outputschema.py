@@ -92,6 +92,8 @@ def made(chooser: random.Random, depth: int) -> Any:
         {"const": {"$ref": "nowhere", "pattern": "("}, "default": {"pattern": "("}},
         {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"a": {}}},
         {"properties": {"default": {"pattern": "^a$"}}},
+        {"x-note": {"$ref": "nowhere", "pattern": "("}},
+        {"$defs": {"a": {"$id": "https://example.com/a", "$ref": "#/$defs/b", "$defs": {"b": {}}}}},
     ],
 )
 def test_sound_schemas(schema: dict[str, Any]) -> None:
@@ -111,6 +113,11 @@ def test_sound_schemas(schema: dict[str, Any]) -> None:
         ({"$schema": "urn:x"}, [("GB311", ())]),
         ({"$schema": "http://json-schema.org/draft-07/schema#", "items": [{}]}, [("GB311", ("items",))]),
         ({"$schema": {}}, [("GB311", ("$schema",))]),
+        ({"$defs": {"a": {"$ref": "#/$defs/z"}}}, [("GB313", ("$defs", "a", "$ref"))]),
+        ({"$defs": {"a": {"items": {"pattern": "("}}}}, [("GB312", ("$defs", "a", "items", "pattern"))]),
+        ({"if": {"$ref": "#/$defs/z"}}, [("GB313", ("if", "$ref"))]),
+        ({"$defs": {"a": {"$ref": "file:///etc/hostname"}}}, [("GB313", ("$defs", "a", "$ref"))]),
+        ({"$ref": "#/x/a", "x": {"a": {"pattern": "["}}}, [("GB312", ("x", "a", "pattern"))]),
     ],
 )
 def test_every_problem_has_its_place(schema: dict[str, Any], found: list[tuple[str, Place]]) -> None:

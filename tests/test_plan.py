@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from builders import Past, changes, make_attempt, make_spec, make_stored, request_ids, spooled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from runner.errors import InputUnreadable, UsageInvalid
 from runner.globs import Selector
@@ -26,6 +28,7 @@ from runner.model import (
     Guards,
     Outcome,
     Plan,
+    Samples,
     ShardLimits,
     Spec,
 )
@@ -671,3 +674,75 @@ def test_a_plan_id_changes_with_the_state_it_was_made_from(past: Past) -> None:
     past.attempts.append(make_attempt("other", shard_id=first.shards[0].shard_id, state=AttemptState.VOID))
 
     assert len({first.plan_id, second.plan_id, past.plan(DOCS).plan_id}) == 3
+
+
+# ---------------------------------------------------------------- what is sent again, and how
+
+CUT: dict[str, Any] = {"generation_config": {"max_output_tokens": 100}}
+REMEDY = {"truncated": {"max_output_tokens": "x2"}}
+
+
+def remedied(**failures: Any) -> Spec:
+    return make_spec(**CUT, failures=Failures(**{"remedies": REMEDY, **failures}))
+
+
+@pytest.mark.parametrize("outcome", [Outcome.INVALID, Outcome.UNPARSEABLE, Outcome.BLOCKED])
+def test_a_class_that_the_spec_names_is_sent_again(past: Past, outcome: Outcome) -> None:
+    again = make_spec(failures=Failures(retry=(outcome, "missing")))
+    made = after(past, b=outcome).plan(DOCS, again)
+
+    assert changes(made) == [(A.RETRY, "b.txt", (outcome.upper(),), "")]
+    assert counts(past.plan(DOCS)) == {"unchanged": 2, "failed": 1}
+
+
+def test_a_class_that_the_spec_does_not_name_is_final(past: Past) -> None:
+    never = make_spec(failures=Failures(retry=()))
+    assert counts(after(past, b=Outcome.TRANSIENT).plan(DOCS, never)) == {"unchanged": 2, "failed": 1}
+
+
+def test_a_failure_with_a_remedy_is_another_request(past: Past) -> None:
+    plain = make_spec(**CUT)
+    made = after(past, spec=plain, b=Outcome.TRUNCATED).plan(DOCS, remedied())
+
+    assert changes(made) == [(A.RETRY, "b.txt", ("TRUNCATED",), "")]
+    [sent] = request_ids(made)
+    assert sent not in request_ids(Past(past.workspace / "other").plan(DOCS, plain))
+    line = made.shards[0].path.read_bytes()
+    assert orjson.loads(line)["request"]["generationConfig"] == {"maxOutputTokens": 200}
+
+
+def test_after_a_remedy_the_plan_is_empty_with_it_and_without(past: Past) -> None:
+    plain = make_spec(**CUT)
+    after(past, spec=plain, b=Outcome.TRUNCATED)
+    made = past.plan(DOCS, remedied())
+    [sent] = request_ids(made)
+    first = next(r for r in spooled(made) if r.key == "b.txt").wanted[0].request_id
+    failed = past.index.stored(first)
+    assert failed is not None
+    past.store_outcomes([structs.replace(failed, remedied_by=sent, remedy={"maxOutputTokens": 200})])
+    past.finish(made)
+
+    for spec in (remedied(), plain):
+        assert counts(past.plan(DOCS, spec)) == {"unchanged": 3}, spec.failures
+    assert past.index.answered(first) == past.index.stored(sent)
+
+
+def test_more_samples_keep_the_first(past: Past) -> None:
+    after(past)
+    three = make_spec(samples=Samples(count=3))
+    made = past.plan(DOCS, three)
+
+    assert changes(made) == [(A.RERUN, key, ("samples",), "") for key in DOCS]
+    assert made.request_count == 6
+    past.finish(made)
+    assert counts(past.plan(DOCS, three)) == {"unchanged": 3}
+    assert counts(past.plan(DOCS)) == {"reused": 3}
+
+
+def test_a_row_is_as_good_as_enough_of_its_samples(past: Past) -> None:
+    two = make_spec(samples=Samples(count=3, min_ok=2))
+    made = past.plan({"a.txt": "alpha"}, two)
+    bad = request_ids(made)[1]
+    past.finish(made, {bad: make_stored(bad, Outcome.INVALID)})
+    assert counts(past.plan({"a.txt": "alpha"}, two)) == {"unchanged": 1}
+    assert counts(past.plan({"a.txt": "alpha"}, make_spec(samples=Samples(count=3)))) == {"failed": 1}

@@ -336,3 +336,56 @@ def test_what_speaks_of_properties_or_items_is_taken_for_an_object_or_array(
 def test_valid_answers_that_need_care(schema: dict[str, Any], value: Any) -> None:
     assert allows(schema, value)
     assert allows(as_json_schema(lower(schema)[0]), value)
+
+
+OBJECT = {"type": "object", "properties": {"a": {"type": "string"}}}
+ARRAY = {"type": "array", "items": {"type": "string"}}
+TEXT: dict[str, Any] = {"type": "string"}
+NUMBER: dict[str, Any] = {"type": "number"}
+RULES: list[tuple[dict[str, Any], str, Any]] = [
+    (OBJECT, "additionalProperties", {"type": "string"}), (OBJECT, "patternProperties", {"x": TEXT}),
+    (OBJECT, "propertyNames", {"pattern": "x"}), (OBJECT, "dependentRequired", {"a": ["b"]}),
+    (OBJECT, "dependentSchemas", {"a": {"required": ["b"]}}), (OBJECT, "unevaluatedProperties", False),
+    (OBJECT, "minProperties", 1), (OBJECT, "maxProperties", 1), (OBJECT, "required", ["a"]),
+    (OBJECT, "required", ["z"]), (OBJECT, "if", {"required": ["a"]}), (OBJECT, "then", TEXT),
+    (OBJECT, "else", TEXT), (OBJECT, "not", {"required": ["a"]}), (OBJECT, "anyOf", [{"required": ["a"]}]),
+    (OBJECT, "oneOf", [OBJECT, {**OBJECT, "required": ["a"]}]), (OBJECT, "allOf", [{"required": ["a"]}]),
+    (OBJECT, "$dynamicRef", "#"), (ARRAY, "prefixItems", [TEXT]), (ARRAY, "contains", TEXT),
+    (ARRAY, "minContains", 1), (ARRAY, "maxContains", 1), (ARRAY, "uniqueItems", True),
+    (ARRAY, "minItems", 1),
+    (ARRAY, "maxItems", 1), (ARRAY, "unevaluatedItems", False), (TEXT, "minLength", 1),
+    (TEXT, "maxLength", 1),
+    (TEXT, "pattern", "x"), (TEXT, "format", "email"), (TEXT, "format", "date-time"), (TEXT, "enum", ["a"]),
+    (TEXT, "const", "a"), (TEXT, "contentEncoding", "base64"), (TEXT, "contentMediaType", "text/html"),
+    (TEXT, "contentSchema", TEXT), (NUMBER, "minimum", 1), (NUMBER, "maximum", 1), (NUMBER, "multipleOf", 2),
+    (NUMBER, "exclusiveMinimum", 1), (NUMBER, "exclusiveMaximum", 1), (NUMBER, "enum", [1]),
+    (NUMBER, "const", 1), (NUMBER, "made-up", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "keyword", "value"), RULES, ids=[rule[1] for rule in RULES])
+def test_every_rule_is_sent_or_named(schema: dict[str, Any], keyword: str, value: Any) -> None:
+    plain, notes = lower(schema)
+    assert notes == ()
+    sent, notes = lower({**schema, keyword: value})
+    assert notes or sent != plain
+    # Below a property, with its place.
+    below, found = lower({"type": "object", "properties": {"p": {**schema, keyword: value}}})
+    assert all(note.startswith("/properties/p") for note in found)
+    assert len(found) == len(notes)
+    assert below["properties"]["p"] == sent
+
+
+def test_a_list_of_given_length_has_a_form() -> None:
+    pair = {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "maxItems": 2}
+    assert lower(pair)[0]["items"] == {"anyOf": [I, S]}
+    assert lower({**pair, "prefixItems": [{"type": "string"}] * 2})[0]["items"] == S
+    assert lower({**pair, "maxItems": 3})[0] == {}
+
+
+def test_what_forbids_nothing_is_not_named() -> None:
+    node = {"$ref": "#/$defs/a", "default": "x", "examples": ["y"], "deprecated": True, "description": "d"}
+    schema = {"type": "object", "properties": {"p": node}, "$defs": {"a": {"type": "string"}}}
+    sent, notes = lower(schema)
+    assert sent["properties"]["p"] == {"type": "STRING", "description": "d"}
+    assert notes == ()

@@ -7,13 +7,14 @@ from typing import Any
 
 import orjson
 import pytest
-from builders import error_line, ok_line, response_body
-from hypothesis import given
+from builders import error_line, make_spec, ok_line, response_body
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner import parts
 from runner.model import Answer, Outcome, Stored
-from runner.results import Judge, Stray, dump_line, extract_json, failure, record, record_tail
+from runner.records import body, failure, record
+from runner.results import Judge, Stray, dump_line
 
 SCHEMA = {
     "type": "object",
@@ -316,96 +317,12 @@ def test_any_shape_ends_in_an_outcome(body: Any) -> None:
     check_an_outcome(line)
 
 
-# ---------------------------------------------------------------- JSON in an answer
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('{"a": 1}', ({"a": 1}, "")),
-        (" \n[1, 2]\t", ([1, 2], "")),
-        ("\ufeff{}", ({}, "")),
-        ("true", (True, "")),
-        ('"a\u2028b"', ("a\u2028b", "")),
-        ('{"code": "```json\\n{}\\n```"}', ({"code": "```json\n{}\n```"}, "")),
-        ('```json\n{"a": 1}\n```', ({"a": 1}, "fence")),
-        ('```\n{"a": 1}\n```', ({"a": 1}, "fence")),
-        ('```JSON {"a": 1}```', ({"a": 1}, "fence")),
-        ('Here:\r\n```json\r\n{"a": 1}\r\n```\r\nDone.', ({"a": 1}, "fence")),
-        ("```python\nx = 1\n```\n```json\n[7]\n```", ([7], "fence")),
-        ('The answer is {"a": {"b": []}}. Bye.', ({"a": {"b": []}}, "prose")),
-        ("See {this} and [that], then [1, 2].", ([1, 2], "prose")),
-        ("Nothing {} [] here, but [3].", ([3], "prose")),
-        ("The answer is 42.", None),
-        ("", None),
-        ("{'a': 1}", None),
-        ('{"a": 1,}', None),
-        ("NaN", None),
-        ('{"a": 1', None),
-        ('```json\n{"a": 1', None),
-        ('```json\n{"a": {"b": 2}', None),
-        ('{"a": [{"b": 2}], "c"', None),
-        ('[{"x": 1}, {"y": "z', None),
-        ('Sure! {"a": {"b": 1}, "c": 2', None),
-    ],
-)
-def test_extraction(text: str, expected: tuple[Any, str] | None) -> None:
-    assert extract_json(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '[{"x": 1}, {"y": tru',
-        '[{"x": 1}, -',
-        '[{"x": 1}, {"y": "a\\u12',
-        '{"a": [1], "b": nul',
-        '["```[1]```", ',
-    ],
-)
-def test_a_value_that_is_cut_off_is_never_completed(text: str) -> None:
-    assert extract_json(text) is None
-
-
-def test_what_is_not_json_is_not_found_in_prose() -> None:
-    assert extract_json('It is {"a": NaN}.') is None
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(VALUES, st.booleans())
-def test_a_whole_value_is_found_however_it_is_wrapped(value: Any, ascii_only: bool) -> None:
-    text = json.dumps(value, ensure_ascii=ascii_only)
-
-    assert extract_json(text) == (value, "")
-    assert extract_json("\ufeff \n" + text + "\n") == (value, "")
-    if "```" not in text:
-        assert extract_json(f"Here you are:\n```json\n{text}\n```\n") == (value, "fence")
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from("abc"), st.lists(st.sampled_from(["x", "{", "}"]), min_size=1), min_size=1
-    )
-)
-def test_a_cut_object_of_texts_is_never_found(value: Any) -> None:
-    text = json.dumps(value)
-    for end in range(len(text)):
-        assert extract_json(text[:end]) is None
-        assert extract_json("Answer: " + text[:end]) is None
-        assert extract_json("```json\n" + text[:end]) is None
-
-
 # ---------------------------------------------------------------- records
 
 
 def made(line: bytes, judge: Judge, key: str = "a.txt", **meta: Any) -> bytes:
-    return record(key, record_tail(judged(line, judge), has_schema=judge is STRICT, meta=meta or None))
+    schema = {"type": "object"} if judge is STRICT else None
+    return record(key, body(judged(line, judge), make_spec(output_schema=schema)) | meta)
 
 
 @pytest.mark.parametrize(
@@ -432,13 +349,13 @@ def test_records(line: bytes, judge: Judge, expected: bytes) -> None:
 def test_an_answer_that_is_no_object_is_a_value() -> None:
     answer = judged(ok_line("r", "[1]"), Judge({"type": "array"}))
 
-    assert record("k", record_tail(answer, has_schema=True)) == b'{"_key":"k","value":[1]}\n'
+    assert record("k", body(answer, make_spec(output_schema={}))) == b'{"_key":"k","value":[1]}\n'
 
 
 def test_an_empty_object_is_a_record() -> None:
     answer = judged(ok_line("r", "{}"), Judge({"type": "object"}))
 
-    assert record("k", record_tail(answer, has_schema=True)) == b'{"_key":"k"}\n'
+    assert record("k", body(answer, make_spec(output_schema={}))) == b'{"_key":"k"}\n'
 
 
 def test_meta_stands_behind_the_fields() -> None:
@@ -475,7 +392,7 @@ def test_a_number_is_kept_or_refused_but_never_another_one(number: str) -> None:
     assert isinstance(found, Answer)
 
     if found.outcome is Outcome.OK:
-        assert json.loads(record("k", record_tail(found, has_schema=True)))["n"] == int(number)
+        assert json.loads(record("k", body(found, make_spec(output_schema={}))))["n"] == int(number)
 
 
 def test_a_lone_surrogate_can_be_written() -> None:
@@ -500,3 +417,87 @@ def test_any_value_makes_one_line() -> None:
         assert line.endswith(b"\n")
         assert line.count(b"\n") == 1
         assert json.loads(line) == value
+
+
+# ---------------------------------------------------------------- the usual line, read fast
+
+_PARTS = st.lists(
+    st.one_of(
+        st.builds(lambda text: {"text": text}, st.sampled_from(["", "{}", '{"topic": "x"}', "words", "[1]"])),
+        st.just({"text": "thinking", "thought": True}),
+        st.just({"text": "x", "thought": False, "thoughtSignature": "c2ln"}),
+        st.sampled_from([{"functionCall": {"name": "f"}}, {"text": 1}, {}, None, {"text": "x", "new": 1}]),
+    ),
+    max_size=3,
+)
+_COUNTS = st.sampled_from([0, 5, "7", -1, True, None, 1.5, 1 << 60])
+
+
+@given(
+    parts=_PARTS,
+    reason=st.sampled_from(["STOP", "MAX_TOKENS", "SAFETY", "", None]),
+    counts=st.lists(_COUNTS, max_size=4),
+    more=st.dictionaries(
+        st.sampled_from(["error", "metadata", "promptFeedback", "new"]), st.just({}), max_size=2
+    ),
+    key=st.sampled_from(["r1", "", None, 5]),
+)
+@settings(max_examples=400, deadline=None)
+def test_the_usual_line_is_judged_as_every_other(
+    parts: list[Any], reason: Any, counts: list[Any], more: dict[str, Any], key: Any
+) -> None:
+    names = ["promptTokenCount", "cachedContentTokenCount", "candidatesTokenCount", "thoughtsTokenCount"]
+    response: dict[str, Any] = {
+        "candidates": [{"content": {"parts": parts, "role": "model"}, "finishReason": reason, "index": 0}],
+        "usageMetadata": dict(zip(names, counts, strict=False)),
+        "modelVersion": "m",
+    }
+    feedback = {name: more[name] for name in more if name == "promptFeedback"}
+    outer = {name: more[name] for name in more if name != "promptFeedback"}
+    line = json.dumps({"key": key, "response": response | feedback, **outer}).encode()
+    for judge in (STRICT, FREE):
+        assert judge.line(line) == judge._line(line)
+
+
+def test_most_lines_are_read_fast() -> None:
+    from runner.results import _plain
+
+    assert _plain(ok_line("r1", '{"topic": "x"}')) is not None
+    assert _plain(ok_line("r1", "thinking", "x")) is not None
+    assert _plain(error_line("r1", 3)) is None
+
+
+REAL = "r" + "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b'"response":' + DEEP,
+        b'"response":"\xc3\x28"',
+        b'"response":{"x":NaN}',
+        b'"response":{"x":1e999}',
+        b'"error":{"code":3,"details":' + b"[" * 300 + b"]" * 300 + b"}",
+    ],
+    ids=["deep", "not UTF-8", "NaN", "infinite", "deep error"],
+)
+def test_a_whole_line_that_cannot_be_read_is_the_outcome_of_its_request(rest: bytes) -> None:
+    line = b'{"key":"' + REAL.encode() + b'",' + rest + b"}"
+    for judge in (STRICT, FREE):
+        found = judge.line(line)
+        assert isinstance(found, Answer)
+        assert (found.request_id, found.outcome, found.code) == (REAL, Outcome.UNPARSEABLE, "UNREADABLE_LINE")
+    # Cut off anywhere, it is half a line: its request counts as missing.
+    for end in (len(line) - 1, len(line) // 2, 50):
+        assert STRICT.line(line[:end]) == Stray("unreadable")
+
+
+def test_a_line_that_names_two_requests_is_nobodys() -> None:
+    other = REAL.replace("0", "f")
+    line = f'{{"key":"{REAL}","x":NaN}} {{"key":"{other}"}}'.encode()
+    assert STRICT.line(line) == Stray("unreadable")
+
+
+def test_a_key_inside_an_answer_names_nothing() -> None:
+    answer = json.dumps(json.dumps({"key": REAL})).encode()
+    assert STRICT.line(b'{"key":"x","response":{"x":NaN,"text":' + answer + b"}}") == Stray("unreadable")

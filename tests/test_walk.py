@@ -548,7 +548,7 @@ def test_killed_between_the_records_and_the_state_that_names_them(
     project.spec()
     with monkeypatch.context() as patch:
         # What follows the rename of the records.
-        patch.setattr("runner.outputs.jsonl.sync_folder", die)
+        patch.setattr("runner.outputs.atomicfile.sync_folder", die)
         with pytest.raises(Died):
             project.apply()
     assert len(project.records()) == 2

@@ -46,8 +46,12 @@ class Backend(Protocol):
         """Delete an upload; one that is already gone is no error."""
         ...
 
-    def create(self, *, model: str, upload_name: str, display_name: str) -> Job:
+    def create(
+        self, *, model: str, upload_name: str, display_name: str, task: str = "generate_content"
+    ) -> Job:
         """Create a job with exactly one POST, never repeated by anything below this call.
+
+        `task` is `generate_content` or `embed_content`, as the file's lines are.
 
         Raises:
             SubmissionRefused: certainly no job (400, 401, 403, 404, or nothing was sent).
@@ -73,7 +77,26 @@ class Backend(Protocol):
         ...
 
     def output(self, job: Job) -> Iterator[bytes]:
-        """The job's output as chunks of bytes, in order; nothing where it has none."""
+        """The job's output as chunks of bytes, in order; nothing where it has none.
+
+        Answers that are kept inside the job (`output_name` is then `job_name`) come as one line
+        each, their keys in `metadata.key`.
+        """
+        ...
+
+    def answer(self, *, task: str, model: str, line: bytes) -> bytes:
+        """Ask one request synchronously: a line of a batch file in, a line of a batch's output out.
+
+        `line` is `{"key":...,"request":{...}}`; what comes back ends with a newline and is
+        `{"key":...,"response":{...}}` with the service's JSON verbatim, or, for a refusal that is
+        about this request alone, `{"key":...,"error":{"code":...,"message":...,"status":...}}` with
+        a google.rpc code. May be called from several threads at once.
+
+        Raises:
+            BackendError: everything that is not the request's fault: no connection (`status` is
+                then UNAVAILABLE and `http_status` 0), timeouts, 401, 403, an unknown model, 429, 5xx.
+                Except without a connection and with 429, the answer may have been paid for.
+        """
         ...
 
     def close(self) -> None:

@@ -2,28 +2,21 @@
 
 The only module that imports the SDK, and only when a backend is made: the import takes most of
 a second. The SDK's retries stay off; `RetryingBackend` repeats what is safe to repeat.
-
-Jobs are read from raw JSON. The SDK's `BatchJob` drops `error`, `done`, `batchStats` and
-`response`, so a failed job would have no reason and no counts, and it turns a state it does not
-know into a warning.
-Source: google-genai 3.4.0, batches.py `_BatchJob_from_mldev`, read 2026-11-21.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode, urlsplit
 
+from runner.backends import geminiwire
 from runner.clock import Clock, SystemClock
 from runner.errors import (
     BackendError,
@@ -44,28 +37,6 @@ logging.getLogger("google_genai").addHandler(logging.NullHandler())
 _CHUNK_BYTES = 1 << 18
 _PAGE_SIZE = 100
 _MIME_TYPE = "application/jsonl"
-
-_STATES = {
-    "QUEUED": JobState.PENDING,
-    "PENDING": JobState.PENDING,
-    "RUNNING": JobState.RUNNING,
-    "UPDATING": JobState.RUNNING,
-    "PAUSED": JobState.PAUSED,
-    "CANCELLING": JobState.CANCELLING,
-    "SUCCEEDED": JobState.SUCCEEDED,
-    "PARTIALLY_SUCCEEDED": JobState.PARTIAL,
-    "FAILED": JobState.FAILED,
-    "CANCELLED": JobState.CANCELLED,
-    "EXPIRED": JobState.EXPIRED,
-}
-"""After `BATCH_STATE_` or `JOB_STATE_`. Source: google-genai 3.4.0 types.JobState, and recorded
-replies of the service, read 2026-11-21."""
-
-_REFUSED = {400, 401, 403, 404}
-_TRANSIENT = {408, 429, 500, 502, 503, 504}
-_GONE = {403, 404}
-"""What a missing file answers: 404, or 403 "or it may not exist".
-Source: recorded replies of the service, 2026-09."""
 
 
 class GeminiBackend:
@@ -133,7 +104,7 @@ class GeminiBackend:
         except BackendError:
             # Whatever went wrong, perhaps only the reply is missing and the file is there.
             found = self._file(name)
-            if found is not None and _sha256_of(found.sha256_hash or "") == sha256:
+            if found is not None and geminiwire.sha256_of(found.sha256_hash or "") == sha256:
                 found = self._settled(found)
                 if _file_state(found) == "ACTIVE":
                     return Upload(name=found.name or "", sha256=sha256)
@@ -144,7 +115,7 @@ class GeminiBackend:
             raise BackendError(
                 f"the service could not process the upload {file.name}: {reason or _file_state(file)}"
             )
-        received = _sha256_of(file.sha256_hash or "")
+        received = geminiwire.sha256_of(file.sha256_hash or "")
         if received and received != sha256:
             raise BackendError(
                 f"the upload {file.name} arrived damaged: SHA-256 {received}, sent {sha256}", transient=True
@@ -161,7 +132,7 @@ class GeminiBackend:
             with self._speaking(f"cannot delete the upload {name}"):
                 self._client.files.delete(name=name)
         except BackendError as error:
-            if error.http_status not in _GONE:
+            if error.http_status not in geminiwire.GONE:
                 raise
 
     def _upload(self, path: Path, name: str, *, named: bool) -> types.File:
@@ -185,7 +156,7 @@ class GeminiBackend:
             with self._speaking(f"cannot look up the upload {name}"):
                 return self._client.files.get(name=name)
         except BackendError as error:
-            if error.http_status in _GONE:
+            if error.http_status in geminiwire.GONE:
                 return None
             raise
 
@@ -210,23 +181,23 @@ class GeminiBackend:
 
     # ------------------------------------------------------------ jobs
 
-    def create(self, *, model: str, upload_name: str, display_name: str) -> Job:
+    def create(
+        self, *, model: str, upload_name: str, display_name: str, task: str = "generate_content"
+    ) -> Job:
         """See `Backend.create`."""
-        import httpx2
         from google.genai import errors
 
         what = f"cannot create the job {display_name}"
-        path = model if "/" in model else f"models/{model}"
-        body = {"batch": {"inputConfig": {"fileName": upload_name}, "displayName": display_name}}
+        method, body = geminiwire.create_call(task, upload_name, display_name)
         try:
-            reply = self._json("post", f"{quote(path)}:batchGenerateContent", body)
+            reply = self._json("post", f"{quote(geminiwire.model_path(model))}:{method}", body)
             name = reply["name"]
             if not isinstance(name, str) or not name.startswith("batches/"):
                 raise ValueError(f"the reply names no job: {json.dumps(reply)[:200]}")
         except errors.APIError as error:
-            problem = _problem(what, error)
+            problem = geminiwire.problem(what, error.code, error.details)
             kind: type[BackendError] = SubmissionUnknown
-            if problem.http_status in _REFUSED:
+            if problem.http_status in geminiwire.REFUSED:
                 kind = SubmissionRefused
             elif problem.http_status == 429 and problem.status:
                 kind = SubmissionDeferred
@@ -237,14 +208,7 @@ class GeminiBackend:
                 http_status=problem.http_status,
                 transient=kind is SubmissionDeferred,
             ) from error
-        except (
-            httpx2.ConnectError,
-            httpx2.ConnectTimeout,
-            httpx2.PoolTimeout,
-            httpx2.ProxyError,
-            httpx2.UnsupportedProtocol,
-        ) as error:
-            # All of these end before the first byte of the request has left.
+        except _unconnected() as error:
             raise SubmissionRefused(f"{what}: no connection: {error}", transient=True) from error
         except Exception as error:
             # Whatever it is, it came after the request may have left: to call it harmless is to
@@ -265,7 +229,7 @@ class GeminiBackend:
                 token = str(page.get("nextPageToken") or "")
             for operation in operations:
                 with self._speaking("cannot read the list of jobs"):
-                    job = _read_listed(operation)
+                    job = geminiwire.read_listed(operation)
                 if job is not None:
                     yield job
             if not token:
@@ -279,7 +243,7 @@ class GeminiBackend:
     def get(self, job_name: str) -> Job:
         """See `Backend.get`."""
         with self._speaking(f"cannot look up the job {job_name}"):
-            return _read_job(self._json("get", quote(job_name)))
+            return geminiwire.read_job(self._json("get", quote(job_name)))
 
     def cancel(self, job_name: str) -> None:
         """See `Backend.cancel`."""
@@ -308,6 +272,10 @@ class GeminiBackend:
         """
         if not job.output_name:
             return
+        if job.output_name == job.job_name:
+            with self._speaking(f"cannot read the answers in {job.job_name}"):
+                yield from geminiwire.inline_lines(self._json("get", quote(job.job_name)))
+            return
         from google.genai import errors
 
         url = f"{self._base_url}/{self._api_version}/{quote(job.output_name)}:download?alt=media"
@@ -319,6 +287,29 @@ class GeminiBackend:
             errors.APIError.raise_for_response(response)
             yield from response.iter_bytes(_CHUNK_BYTES)
 
+    # ------------------------------------------------------------ synchronous calls
+
+    def answer(self, *, task: str, model: str, line: bytes) -> bytes:
+        """See `Backend.answer`."""
+        from google.genai import errors
+
+        row = json.loads(line)
+        method, body = geminiwire.answer_call(task, model, row["request"])
+        what = f"cannot ask {model} for {row['key']}"
+        with self._speaking(what):
+            try:
+                text = self._text("post", f"{quote(geminiwire.model_path(model))}:{method}", body)
+            except errors.APIError as error:
+                own = geminiwire.row_error(error.code, error.details, row["request"])
+                if own is None:
+                    raise
+                return geminiwire.response_line(row["key"], "error", json.dumps(own))
+            except _unconnected() as error:
+                raise BackendError(
+                    f"{what}: no connection: {error}", status="UNAVAILABLE", transient=True
+                ) from error
+            return geminiwire.response_line(row["key"], "response", text)
+
     def close(self) -> None:
         """See `Backend.close`."""
         self._client.close()
@@ -327,12 +318,16 @@ class GeminiBackend:
     # ------------------------------------------------------------ the wire
 
     def _json(self, method: str, path: str, body: Mapping[str, Json] | None = None) -> dict[str, Json]:
-        """The service's reply as plain JSON, one request, with the SDK's address, key and timeout."""
-        reply = self._client._api_client.request(method, path, dict(body or {}))
-        value = json.loads(reply.body or "{}")
+        """The service's reply as plain JSON."""
+        value = json.loads(self._text(method, path, body) or "{}")
         if not isinstance(value, dict):
             raise ValueError(f"the reply is not an object: {str(value)[:200]}")
         return value
+
+    def _text(self, method: str, path: str, body: Mapping[str, Json] | None) -> str:
+        """The service's reply: one request, with the SDK's address, key and timeout."""
+        reply = self._client._api_client.request(method, path, dict(body or {}))
+        return reply.body or ""
 
     @contextmanager
     def _speaking(self, what: str) -> Iterator[None]:
@@ -343,7 +338,7 @@ class GeminiBackend:
         try:
             yield
         except errors.APIError as error:
-            raise _problem(what, error) from error
+            raise geminiwire.problem(what, error.code, error.details) from error
         except httpx2.HTTPError as error:
             raise BackendError(f"{what}: {error or type(error).__name__}", transient=True) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -372,6 +367,19 @@ def from_environment(spec_backend: BackendSpec, environ: Mapping[str, str]) -> G
     )
 
 
+def _unconnected() -> tuple[type[Exception], ...]:
+    """What ends a call before the first byte of its request has left."""
+    import httpx2
+
+    return (
+        httpx2.ConnectError,
+        httpx2.ConnectTimeout,
+        httpx2.PoolTimeout,
+        httpx2.ProxyError,
+        httpx2.UnsupportedProtocol,
+    )
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
@@ -379,92 +387,6 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _problem(what: str, error: Any) -> BackendError:
-    """The service's refusal in its own words; `status` stays empty where it sent no status body."""
-    details = error.details if isinstance(error.details, dict) else {}
-    body = details.get("error")
-    said = body if isinstance(body, dict) else {}
-    status = str(said.get("status") or "")
-    message = str(said.get("message") or details.get("message") or "").strip()[:2000]
-    hint = ""
-    if error.code in (401, 403) or "API_KEY_INVALID" in json.dumps(said.get("details") or ""):
-        hint = "check that GOOGLE_API_KEY or GEMINI_API_KEY holds a key of the right project"
-    return BackendError(
-        f"{what}: {message or 'no reason given'} ({' '.join([str(error.code), status]).strip()})",
-        hint=hint,
-        status=status,
-        http_status=error.code,
-        transient=error.code in _TRANSIENT,
-    )
-
-
-def _read_job(operation: Mapping[str, Json]) -> Job:
-    """The job of an operation. Raises `BackendError` for a state that gbrun does not know."""
-    meta = operation.get("metadata") or {}
-    word = str(meta.get("state") or "").rpartition("STATE_")[2]
-    if word not in _STATES:
-        raise BackendError(
-            f"the job {operation['name']} is in a state that is not known here: {word or '(none)'}",
-            hint="look for a newer version of gbrun",
-        )
-    error = operation.get("error") or {}
-    output = meta.get("output") or operation.get("response") or {}
-    stats = meta.get("batchStats") or {}
-    counts = {
-        name: int(stats[field])
-        for name, field in (
-            ("request", "requestCount"),
-            ("successful", "successfulRequestCount"),
-            ("failed", "failedRequestCount"),
-            ("pending", "pendingRequestCount"),
-        )
-        if field in stats
-    }
-    return Job(
-        job_name=operation["name"],
-        display_name=str(meta.get("displayName") or ""),
-        state=_STATES[word],
-        model=str(meta.get("model") or "").removeprefix("models/"),
-        output_name=str(output.get("responsesFile") or ""),
-        error_code=int(error.get("code") or 0),
-        error_message=str(error.get("message") or ""),
-        create_time=str(meta.get("createTime") or ""),
-        end_time=str(meta.get("endTime") or ""),
-        counts=counts,
-    )
-
-
-def _read_listed(operation: Mapping[str, Json]) -> Job | None:
-    """The job of an operation; None for a stranger's in a state that is not known, which is not our affair."""
-    try:
-        return _read_job(operation)
-    except BackendError:
-        if str((operation.get("metadata") or {}).get("displayName") or "").startswith("gb1-"):
-            raise
-        return None
-
-
 def _file_state(file: types.File) -> str:
     """`ACTIVE`, `PROCESSING` or `FAILED`; a file without a state is usable."""
     return str(file.state.value) if file.state else "ACTIVE"
-
-
-def _sha256_of(text: str) -> str:
-    """The hex digest that a `sha256Hash` stands for, empty where it cannot be read.
-
-    The field is bytes in JSON, so base64, and has been seen as base64 of the hex text too.
-    """
-    candidates = [text.encode()]
-    try:
-        padded = text.translate(str.maketrans("-_", "+/")) + "=" * (-len(text) % 4)
-        candidates.append(base64.b64decode(padded, validate=True))
-    except (binascii.Error, ValueError):
-        pass
-    if re.fullmatch(r"[0-9a-fA-F]{128}", text):
-        candidates.append(bytes.fromhex(text))
-    for candidate in candidates:
-        if len(candidate) == 32:
-            return candidate.hex()
-        if re.fullmatch(rb"[0-9a-fA-F]{64}", candidate):
-            return candidate.decode().lower()
-    return ""

@@ -111,7 +111,9 @@ class MemoryBackend:
         self._files.pop(_full(name), None)
         self._step("delete_upload.after", name=name)
 
-    def create(self, *, model: str, upload_name: str, display_name: str) -> Job:
+    def create(
+        self, *, model: str, upload_name: str, display_name: str, task: str = "generate_content"
+    ) -> Job:
         """See `Backend.create`."""
         self._step("create.before", display_name=display_name, upload_name=upload_name)
         data = self._files.get(upload_name)
@@ -123,7 +125,7 @@ class MemoryBackend:
             name=self._new_name("batches"),
             display_name=display_name,
             model=model,
-            lines=_parsed(data),
+            lines=_parsed(data, task),
             created_at=self._clock.now(),
         )
         self._jobs[job.name] = job
@@ -163,16 +165,29 @@ class MemoryBackend:
         if not job.output_name:
             return
         found = self._job(job.job_name)
-        data = b"".join(
-            json.dumps({"key": line.get("key"), **self._answer(line)}, ensure_ascii=False).encode() + b"\n"
-            for line in found.lines
-        )
+        data = b"".join(self._answered(line) for line in found.lines)
         for start in range(0, len(data), _CHUNK_BYTES):
             yield data[start : start + _CHUNK_BYTES]
         self._step("output.after", job_name=job.job_name)
 
+    def answer(self, *, task: str, model: str, line: bytes) -> bytes:
+        """See `Backend.answer`; a request that a job would be refused for is a row's error here."""
+        row = json.loads(line)
+        self._step("answer.before", key=row["key"], model=model)
+        if _is_of(task, row):
+            found = self._answered(row)
+        else:
+            error = {"code": 3, "message": "Invalid request", "status": "INVALID_ARGUMENT"}
+            found = json.dumps({"key": row["key"], "error": error}).encode() + b"\n"
+        self._step("answer.after", key=row["key"], model=model)
+        return found
+
     def close(self) -> None:
         """See `Backend.close`; the service lives on."""
+
+    def _answered(self, line: Mapping[str, Json]) -> bytes:
+        body = {"key": line.get("key"), **self._answer(line)}
+        return json.dumps(body, ensure_ascii=False).encode() + b"\n"
 
     def _step(self, step: str, **args: str) -> None:
         error = self.fault(step, args) if self.fault else None
@@ -225,8 +240,14 @@ class MemoryBackend:
 
 
 def conforming(line: Mapping[str, Json]) -> Mapping[str, Json]:
-    """A response of one candidate: the smallest answer that fits the request's schema, or `ok`."""
+    """A response of one candidate: the smallest answer that fits the request's schema, or `ok`.
+
+    To content to embed, a vector of equal entries and of length 1.
+    """
     request = line.get("request") or {}
+    if "content" in request:
+        size = int(request.get("outputDimensionality") or request.get("output_dimensionality") or 4)
+        return {"response": {"embedding": {"values": [size**-0.5] * size}, "tokenCount": "1"}}
     config = request.get("generationConfig") or request.get("generation_config") or {}
     schema = config.get("responseSchema") or config.get("response_schema")
     text = json.dumps(_smallest(schema), ensure_ascii=False) if schema else "ok"
@@ -267,20 +288,25 @@ def _smallest(schema: Mapping[str, Json]) -> Json:
             return None
 
 
-def _parsed(data: bytes) -> list[Mapping[str, Json]]:
-    """The lines of a request file; one that is not an object refuses them all, as at the service."""
+def _parsed(data: bytes, task: str) -> list[Mapping[str, Json]]:
+    """The lines of a request file; one that is none of the task refuses them all, as at the service."""
     lines: list[Mapping[str, Json]] = []
     for number, text in enumerate(data.removesuffix(b"\n").split(b"\n"), start=1):
         try:
             line = json.loads(text)
         except ValueError:
             line = None
-        if not isinstance(line, dict):
+        if not isinstance(line, dict) or not _is_of(task, line):
             raise SubmissionRefused(
                 f"Error on line {number}: invalid JSON", status="INVALID_ARGUMENT", http_status=400
             )
         lines.append(line)
     return lines
+
+
+def _is_of(task: str, line: Mapping[str, Json]) -> bool:
+    """Whether a line holds what the task is about; one that holds nothing passes for an answer's."""
+    return ("content" in (line.get("request") or {})) == (task == "embed_content")
 
 
 def _full(name: str) -> str:

@@ -43,9 +43,11 @@ class RetryingBackend:
         """See `Backend.delete_upload`."""
         self._repeated(lambda: self._inner.delete_upload(name))
 
-    def create(self, *, model: str, upload_name: str, display_name: str) -> Job:
+    def create(
+        self, *, model: str, upload_name: str, display_name: str, task: str = "generate_content"
+    ) -> Job:
         """See `Backend.create`; never repeated: a job may exist although the reply was lost."""
-        return self._inner.create(model=model, upload_name=upload_name, display_name=display_name)
+        return self._inner.create(model=model, upload_name=upload_name, display_name=display_name, task=task)
 
     def jobs(self) -> Iterator[Job]:
         """See `Backend.jobs`."""
@@ -81,16 +83,30 @@ class RetryingBackend:
             except BackendError as error:
                 self._wait(error, delays)
 
+    def answer(self, *, task: str, model: str, line: bytes) -> bytes:
+        """See `Backend.answer`; repeated after 429, 503 and where there was no connection.
+
+        Not after a timeout or a broken connection: the answer may be made, and paid, already. A 503
+        may in principle cost twice too, but has been seen as a refusal only.
+        """
+        return self._repeated(
+            lambda: self._inner.answer(task=task, model=model, line=line), _was_not_answered
+        )
+
     def close(self) -> None:
         """See `Backend.close`."""
         self._inner.close()
 
-    def _repeated(self, call: Callable[[], T]) -> T:
+    def _repeated(
+        self, call: Callable[[], T], may_repeat: Callable[[BackendError], bool] = lambda error: True
+    ) -> T:
         delays = iter(_DELAYS_S)
         while True:
             try:
                 return call()
             except BackendError as error:
+                if not may_repeat(error):
+                    raise
                 self._wait(error, delays)
 
     def _wait(self, error: BackendError, delays: Iterator[float]) -> None:
@@ -99,3 +115,7 @@ class RetryingBackend:
         if delay is None or not error.transient:
             raise error
         self._sleep(delay)
+
+
+def _was_not_answered(error: BackendError) -> bool:
+    return error.http_status in (429, 503) or (error.http_status == 0 and error.status == "UNAVAILABLE")

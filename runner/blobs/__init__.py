@@ -2,7 +2,7 @@
 
 A name is relative, `/`-separated and the same in every implementation; no part of it may be
 empty or begin with a dot, which keeps `..` out and leaves dot files to the implementation.
-A version is opaque to callers: equal versions mean equal bytes. Nothing is visible under a
+A version is opaque to callers: equal versions of a name mean equal bytes. Nothing is visible under a
 name before all of its bytes are. `tests/contract/test_blobs.py` runs one suite over all of them.
 """
 
@@ -110,7 +110,9 @@ class Blobs(Protocol):
         """Hold a lock, exclusive across processes, for the length of a `with` block.
 
         `holder` is JSON that says who holds it, for others to show. The lock is freed when the
-        block ends and when the process dies. `timeout_s` 0 tries once.
+        block ends and when the process dies, where the place can tell; else once it has shown no
+        life for some minutes. `timeout_s` 0 tries once. A holder that was passed over cannot write
+        any more: `create`, `replace` and `delete` raise StateChanged until the block ends.
 
         Raises:
             StateLocked: it was not free within `timeout_s` seconds; names the holder.
@@ -119,6 +121,13 @@ class Blobs(Protocol):
 
     def read_lock(self, name: str) -> bytes | None:
         """What the present holder of a lock says about itself, None where nobody holds it."""
+        ...
+
+    def free_lock(self, name: str, holder: bytes) -> bool:
+        """Free a lock whose holder is gone, where that is what `read_lock` still says of it.
+
+        False where it says something else, and where a lock ends with its process anyway.
+        """
         ...
 
 
@@ -136,14 +145,19 @@ def version_of(data: bytes) -> str:
 
 def locked(name: str, holder: bytes | None) -> StateLocked:
     """The error for a lock that is not free, in the holder's own words where they are readable."""
+    return StateLocked(
+        f"{name} is locked by {holder_words(holder)}",
+        hint="wait for it to end, or give it time with --lock-timeout",
+    )
+
+
+def holder_words(holder: bytes | None) -> str:
+    """What a holder says of itself in one line, `another run` where that cannot be read."""
     try:
         words = json.loads(holder or b"")
     except ValueError:
         words = None
-    who = "another run"
-    if isinstance(words, dict):
-        said = [f"{key} {words[key]}" for key in ("operation", "pid", "host", "since") if words.get(key)]
-        who = ", ".join(said) or who
-    return StateLocked(
-        f"{name} is locked by {who}", hint="wait for it to end, or give it time with --lock-timeout"
-    )
+    if not isinstance(words, dict):
+        return "another run"
+    said = [f"{key} {words[key]}" for key in ("operation", "pid", "host", "since") if words.get(key)]
+    return ", ".join(said) or "another run"

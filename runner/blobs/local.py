@@ -190,6 +190,10 @@ class LocalBlobs:
                 os.close(handle)
         return None
 
+    def free_lock(self, name: str, holder: bytes) -> bool:
+        """See `Blobs.free_lock`: a lock ends with its process."""
+        return False
+
     def _path(self, name: str) -> Path:
         return self.root / check_name(name)
 

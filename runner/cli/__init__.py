@@ -21,6 +21,7 @@ COMMANDS = {
     "fmt": "Lay a spec out in the usual order, keeping its comments.",
     "schema": "Print a JSON Schema: of specs, of --json events.",
     "render": "Print the exact request of a row.",
+    "test": "Ask a few rows at once and show what comes of them.",
     "plan": "Show what an apply would do, and why.",
     "apply": "Carry a plan out: submit, wait, collect, write the records.",
     "status": "Show what is in flight.",

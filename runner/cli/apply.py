@@ -121,10 +121,12 @@ def approve(auto_approve: bool, question: str = "Apply?") -> None:
 
 def refuse_fleeting(job: Job, allowed: bool) -> None:
     """Raises GuardRefused for paid jobs whose only record is on a CI machine that may be thrown away."""
+    if job.spec.state_uri is not None:
+        return
     if os.environ.get("CI", "").lower() == "true" and job.spec.backend.paid and not allowed:
         raise GuardRefused(
             "the state is a folder of a CI machine, and the backend is paid: what is lost is paid again",
-            hint="keep the folder between runs and add --allow-local-state",
+            hint="set `state: gs://bucket/folder`, or keep the folder between runs and add --allow-local-state",
         )
 
 

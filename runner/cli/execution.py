@@ -46,7 +46,7 @@ def locked(
             backend=backend,
             clock=clock,
             policy=_policy(job, backend, submit=False, wait=False),
-            judge=Judge(job.spec.output_schema),
+            judge=Judge.of(job.spec),
             on_event=on_event,
             scratch=Path(scratch),
         )

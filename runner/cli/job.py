@@ -20,6 +20,7 @@ from runner.blobs.memory import MemoryBlobs
 from runner.causes import Cause
 from runner.clock import SystemClock, clock_text
 from runner.errors import StateError, StateForeign
+from runner.gcsuri import GcsUri
 from runner.globs import Selector
 from runner.index import Index
 from runner.model import Action, Attempt, Basis, Change, Entry, Outcome, Plan, Spec, State
@@ -38,11 +39,18 @@ class Job:
         """
         self.spec: Spec = specfile.load(environ=os.environ, **chosen)
         self.spec_digest = specfile.digest(self.spec)
+        samples = self.spec.samples
         self.judge_digest = digest(
             [
                 results.JUDGE_VERSION,
                 response_schema.ordered(self.spec.output_schema),
-                [[d.path, *sorted(d.include)] for d in self.spec.destinations],
+                [
+                    [d.path, *sorted(d.include), *([[c.name, c.path] for c in d.columns])]
+                    for d in self.spec.destinations
+                ],
+                *(["repair"] if self.spec.failures.repair else []),
+                *(["samples", samples.aggregate, samples.needed] if samples.count > 1 else []),
+                *(["normalize"] if self.spec.normalize else []),
             ]
         )
         folder = self.spec.state
@@ -90,6 +98,11 @@ class Job:
         glob that matches nothing.
         """
         basis = ledger.basis(self.state, (attempt for attempt, _ in self.attempts))
+        exported = self.state.export if self.state is not None else None
+        if exported is not None and exported.judge != self.judge_digest:
+            from runner import judged
+
+            self.index.rejudge(judged.again(self.spec, self.store))
         selection = Selection(
             target=Selector("--target", target) if target else None,
             replace=Selector("--replace", replace) if replace else None,
@@ -201,10 +214,14 @@ class Job:
             from runner.backends import gemini
 
             started = gemini.from_environment(settings, os.environ)
-        self._stack.callback(started.close)
         from runner.backends.retry import RetryingBackend
 
         self._backend = RetryingBackend(started)
+        if settings.mode == "direct":
+            from runner.backends.direct import DirectBackend
+
+            self._backend = DirectBackend(self._backend, self.spec.state / "direct")
+        self._stack.callback(self._backend.close)
         return self._backend
 
     def export(self, made: Plan) -> export.Written:
@@ -213,12 +230,12 @@ class Job:
             written = export.write(
                 self.spec,
                 self.store,
-                lambda: self.rows(made),
-                self.index.stored,
-                self.index.live,
-                self._temporary,
+                self.rows(made),
+                self.index.answered_among,
+                self.index.in_flight,
                 held,
             )
+            written.clear()
             written.place()
         return written
 
@@ -236,7 +253,16 @@ class Job:
 
 def open_store(spec: Spec) -> Store:
     """The store of a spec's state; nothing is read or created yet."""
-    return Store(LocalBlobs(spec.state), spec.state, _relative(spec.state))
+    return store_at(spec.state_uri or spec.state, spec.state)
+
+
+def store_at(place: Path | GcsUri, cache_folder: Path) -> Store:
+    """The store of the state in a folder or a bucket; `cache_folder` may hold an index of it here."""
+    if isinstance(place, Path):
+        return Store(LocalBlobs(place), cache_folder, _relative(place))
+    from runner.blobs.gcs import GcsBlobs
+
+    return Store(GcsBlobs(place), cache_folder, str(place))
 
 
 def state_of(chosen: Mapping[str, Any]) -> tuple[Spec, Store]:

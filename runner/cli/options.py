@@ -54,8 +54,9 @@ _SPEC_OPTIONS = (
         multiple=True,
         help="YAML or JSON file of variables.",
     ),
-    click.option("--state", type=click.Path(path_type=Path), help="State folder instead of the spec's."),
+    click.option("--state", help="Folder or gs://bucket/folder of the state, instead of the spec's."),
     click.option("--backend", help="Backend instead of the spec's: local or gemini."),
+    click.option("--allow-python", is_flag=True, help="Run the module of a pydantic model that SPEC names."),
 )
 _SELECTION_OPTIONS = (
     click.option("--target", multiple=True, metavar="GLOB", help="Only rows whose key matches."),
@@ -92,6 +93,7 @@ def pick_spec(given: Mapping[str, Any]) -> dict[str, Any]:
         "variable_files": given["variable_files"],
         "state": given["state"],
         "backend": given["backend"],
+        "allow_python": given["allow_python"],
     }
 
 

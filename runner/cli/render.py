@@ -15,7 +15,7 @@ from runner.errors import InputUnreadable, UsageInvalid
 @click.option("--key", help="The row; the first one where it is left out.")
 @click.option("--line", is_flag=True, help="Print the JSONL line byte for byte.")
 def command(key: str | None, line: bool, **given: Any) -> None:
-    """Print the exact request that SPEC makes of a row. Sends nothing."""
+    """Print the exact request that SPEC makes of a row, or one per sample. Sends nothing."""
     import os
     import sys
 
@@ -34,10 +34,11 @@ def command(key: str | None, line: bool, **given: Any) -> None:
     if entry is None:
         raise UsageInvalid(f"no input has the key {key!r}", hint="gbrun plan -v prints the keys")
     row = inputs.read(loaded, entry)
-    request = row if isinstance(row, BadRow) else Renderer(loaded).request(row)
-    if isinstance(request, BadRow):
-        raise RowsUnreadable([request], 1, [badrows.diagnose(loaded, request)])
-    if line:
-        sys.stdout.buffer.write(request.line)
-        return
-    click.echo(orjson.dumps(orjson.loads(request.line), option=orjson.OPT_INDENT_2).decode())
+    requests = row if isinstance(row, BadRow) else Renderer(loaded).requests(row)
+    if isinstance(requests, BadRow):
+        raise RowsUnreadable([requests], 1, [badrows.diagnose(loaded, requests)])
+    for request in requests:
+        if line:
+            sys.stdout.buffer.write(request.line)
+        else:
+            click.echo(orjson.dumps(orjson.loads(request.line), option=orjson.OPT_INDENT_2).decode())

@@ -45,10 +45,9 @@ def _same_as_there(job: Job, made: Plan) -> bool:
         written = export.write(
             job.spec,
             job.store,
-            lambda: job.rows(made),
-            job.index.stored,
-            job.index.live,
-            job.workspace(),
+            job.rows(made),
+            job.index.answered_among,
+            job.index.in_flight,
             never_placed,
         )
     return all(found in (None, written.files.get(path)) for path, found in export.look(job.spec).items())

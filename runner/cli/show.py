@@ -65,5 +65,5 @@ def _chapter(job: Job, request_id: str) -> Chapter:
         lines = job.store.shard_lines(attempt.shard_id)
         sent = next((line for line in lines if orjson.loads(line)["key"] == request_id), b"")
     response = job.store.response(stored) or b""
-    answer = Judge(job.spec.output_schema).line(response) if response else None
+    answer = Judge.of(job.spec).line(response) if response else None
     return Chapter(request_id, stored, attempt, sent, response, answer)

@@ -45,6 +45,7 @@ def list_keys(**given: Any) -> None:
 @click.argument("key", required=False)
 def show(key: str | None, **given: Any) -> None:
     """Print the root and its attempts as JSON, or all that the state knows of one KEY."""
+    import msgspec
     import orjson
 
     from runner.cli.job import Job
@@ -66,7 +67,7 @@ def show(key: str | None, **given: Any) -> None:
                 "outcome": row.outcome,
                 "input": row.input,
                 "problem": dataclasses.asdict(row.bad) if row.bad else None,
-                "requests": [dataclasses.asdict(found) for found in outcomes if found],
+                "requests": [msgspec.to_builtins(found) for found in outcomes if found],
             }
     click.echo(orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
 
@@ -154,7 +155,7 @@ def accept(keys: tuple[str, ...], lock_timeout: float, **given: Any) -> None:
     from runner.keys import accept as accept_keys
 
     with _changing(given, "state accept", lock_timeout) as (job, ledger):
-        state, taken = accept_keys(job.store, ledger.state, keys, job.index.stored)
+        state, taken = accept_keys(job.store, ledger.state, keys, job.index.answered)
         if taken:
             ledger.save(state)
     for one in taken:

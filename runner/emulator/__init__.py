@@ -1,4 +1,4 @@
-"""A loopback server that speaks the Gemini Developer API's batch endpoints.
+"""A loopback server that speaks the Gemini Developer API: batch jobs, files, synchronous calls.
 
 It stands behind `backend: local` and `gbrun emulator`, so that the real SDK, the real upload, the
 real polling and the real parsing run without an account. It calls no model: its answers are made

@@ -16,8 +16,8 @@ import orjson
 from runner.emulator import values
 
 MODEL_VERSION = "gbrun-emulator"
-_MEDIA_TOKENS = 258
-_CHARS_PER_TOKEN = 4
+MEDIA_TOKENS = 258
+CHARS_PER_TOKEN = 4
 
 
 class Unanswerable(Exception):
@@ -25,9 +25,14 @@ class Unanswerable(Exception):
 
 
 def digest(request: dict[str, Any]) -> bytes:
-    """16 bytes that stand for a canonical request. Raises Unanswerable for one that is too deep."""
+    """16 bytes that stand for a canonical request, whatever model it names.
+
+    Raises Unanswerable for one that is too deep.
+    """
     try:
-        data = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
+        data = orjson.dumps(
+            {name: value for name, value in request.items() if name != "model"}, option=orjson.OPT_SORT_KEYS
+        )
     except orjson.JSONEncodeError:
         raise Unanswerable("the request is nested too deeply") from None
     return hashlib.blake2b(data, digest_size=16).digest()
@@ -66,7 +71,7 @@ def response(request: dict[str, Any], mark: bytes, prompt: values.Prompt) -> dic
         text = _text(request, config, seed + index, prompt)
         finish = "STOP"
         if tokens(text) > limit:
-            text = text[: limit * _CHARS_PER_TOKEN]
+            text = text[: limit * CHARS_PER_TOKEN]
             finish = "MAX_TOKENS"
         spent += tokens(text)
         candidates.append(
@@ -92,7 +97,7 @@ def usage(request: dict[str, Any], prompt: values.Prompt, spent: int) -> dict[st
             medium = part.get("inlineData") or part.get("fileData")
             if medium:
                 name = _modality(medium.get("mimeType", ""))
-                by_modality[name] = by_modality.get(name, 0) + _MEDIA_TOKENS
+                by_modality[name] = by_modality.get(name, 0) + MEDIA_TOKENS
     total = sum(by_modality.values())
     return {
         "promptTokenCount": total,
@@ -106,7 +111,7 @@ def usage(request: dict[str, Any], prompt: values.Prompt, spent: int) -> dict[st
 
 def tokens(text: str) -> int:
     """Tokens of a text, by the rule of thumb that the emulator counts with."""
-    return -(-len(text) // _CHARS_PER_TOKEN)
+    return -(-len(text) // CHARS_PER_TOKEN)
 
 
 def _text(request: dict[str, Any], config: dict[str, Any], seed: int, prompt: values.Prompt) -> str:

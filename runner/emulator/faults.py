@@ -9,9 +9,11 @@ A fault file is YAML or JSON:
     rows: [{kind: row_error, code: 13, ratio: 0.1, first_attempts: 1}]
 
 `http` rules count the requests that `on` names: create, upload, get, list, download, delete, cancel,
-generate. `jobs` rules count created jobs. Of the events a rule counts, `skip` lets the first ones
-pass, `every` takes each n-th after that (default 1), `times` is how often it strikes at all. Counts
-are kept in the emulator's folder, so a restart does not begin again; they belong to the rule's text.
+generate (every synchronous call), storage (every call of Cloud Storage), storage_write (those that send
+an object), storage_read (downloads of objects). `jobs` rules count created jobs. Of the events a rule
+counts, `skip` lets the first ones pass, `every` takes each n-th after that (default 1), `times` is how
+often it strikes at all. Counts are kept in the emulator's folder, so a restart does not begin again;
+they belong to the rule's text.
 
 | http kind | what happens | options |
 |---|---|---|
@@ -48,13 +50,18 @@ no output at all).
 | thought_parts | a thought before the answer | |
 | invalid_schema | JSON that violates the schema | |
 | unknown_fields | fields that no client knows yet | |
+| empty_embedding | an embedding without values | |
+| short_embedding | an embedding with half of its values | |
 | shuffled | all lines in another order | times, every, skip: of jobs |
 | half_line | the file ends in the middle of its last line | times, every, skip: of jobs |
 
 A row rule has at most one selector: `ratio` (by seed and request content alone), `every` (with
 `skip`; by place in the file), `keys` or `match` (text that the prompt contains); without one it hits
 every row. `first_attempts: n` spares a request once n jobs with that request were hit. The first
-rule that hits a row wins. Kinds that change lines rather than answers leave inline jobs alone.
+rule that hits a row wins. Kinds that change lines rather than answers leave inline jobs alone; kinds
+that change text leave embeddings alone, and the other way round. A synchronous call is hit as a row
+would be, unless its rule is about lines, keys or places; row_error answers it with the HTTP status of
+its code.
 """
 
 from __future__ import annotations
@@ -78,6 +85,9 @@ Tally = Callable[[str], int]
 
 FILE_KINDS = frozenset({"shuffled", "half_line"})
 LINE_KINDS = FILE_KINDS | {"missing", "duplicate", "null_line", "extra_line"}
+_EMBEDDING_KINDS = frozenset({"empty_embedding", "short_embedding"})
+_KINDS_OF_ONE = {"cut_body": ("download", "storage_read"), "no_file": ("upload",)}
+_KINDS_OF_BOTH = LINE_KINDS | {"row_error", "unknown_fields"}
 _R = TypeVar("_R", bound="_Counted")
 _SELECTORS = ("ratio", "every", "keys", "match")
 
@@ -96,7 +106,10 @@ class _Counted(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class HttpRule(_Counted, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One line of `http`."""
 
-    on: Literal["create", "upload", "get", "list", "download", "delete", "cancel", "generate"]
+    on: Literal[
+        "create", "upload", "get", "list", "download", "delete", "cancel", "generate", "storage",
+        "storage_write", "storage_read",
+    ]  # fmt: skip
     kind: Literal["lost_reply", "reset", "http_429", "http_5xx", "slow", "cut_body", "no_file"]
     status: Annotated[int, Meta(ge=500, le=599)] | None = None
     delay_s: Seconds | None = None
@@ -118,7 +131,8 @@ class RowRule(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kind: Literal[
         "row_error", "missing", "duplicate", "null_line", "extra_line", "truncated", "max_tokens_no_parts",
         "fenced", "prose", "blocked_prompt", "blocked_safety", "recitation", "empty_stop", "thought_parts",
-        "invalid_schema", "unknown_fields", "shuffled", "half_line",
+        "invalid_schema", "unknown_fields", "empty_embedding", "short_embedding", "shuffled",
+        "half_line",
     ]  # fmt: skip
     ratio: Ratio | None = None
     every: Count | None = None
@@ -179,11 +193,11 @@ class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Count a job for every rule; the first rule that strikes."""
         return _first(self.jobs, lambda rule: True, tally)
 
-    def rows_for_job(self, tally: Tally, *, inline: bool) -> list[RowRule]:
+    def rows_for_job(self, tally: Tally, *, inline: bool, embeds: bool) -> list[RowRule]:
         """The row rules that hold for a new job; rules on whole files are counted and decided here."""
         chosen = []
         for rule in self.rows:
-            if inline and rule.kind in LINE_KINDS:
+            if (inline and rule.kind in LINE_KINDS) or not _fits(rule, embeds=embeds):
                 continue
             if rule.kind in FILE_KINDS:
                 counted = _Counted(times=rule.times, every=rule.every or 1, skip=rule.skip)
@@ -191,6 +205,19 @@ class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                     continue
             chosen.append(rule)
         return chosen
+
+    def rows_for_call(self, *, embeds: bool) -> list[RowRule]:
+        """The row rules that hold for a synchronous call, which has no key and no place in a file."""
+        return [
+            rule
+            for rule in self.rows
+            if rule.kind not in LINE_KINDS and _fits(rule, embeds=embeds)
+            if rule.every is None and rule.keys is None
+        ]
+
+
+def _fits(rule: RowRule, *, embeds: bool) -> bool:
+    return rule.kind in _KINDS_OF_BOTH or (rule.kind in _EMBEDDING_KINDS) == embeds
 
 
 def rule_name(rule: RowRule) -> str:
@@ -234,9 +261,9 @@ def _problems(plan: FaultPlan) -> list[str]:
         found += _only(place, "delay_s", http.delay_s, http.kind, ("slow",))
         if http.kind == "slow" and http.delay_s is None:
             found.append(f"{place}: kind slow needs delay_s")
-        for kind, operation in (("cut_body", "download"), ("no_file", "upload")):
-            if http.kind == kind and http.on != operation:
-                found.append(f"{place}.on: kind {kind} is for {operation} only")
+        for kind, operations in _KINDS_OF_ONE.items():
+            if http.kind == kind and http.on not in operations:
+                found.append(f"{place}.on: kind {kind} is for {' and '.join(operations)} only")
     for index, job in enumerate(plan.jobs):
         place = f"jobs[{index}]"
         found += _only(place, "code", job.code, job.kind, ("failed",))

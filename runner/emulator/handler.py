@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import orjson
 
-from runner.emulator import wire
+from runner.emulator import gcsroutes, wire
 from runner.emulator.faults import HttpRule
 from runner.emulator.messages import Problem, check
 from runner.emulator.wire import ApiError
@@ -44,14 +44,18 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("DELETE", rf"{_VERSION}/batches/(?P<job>[^/:]+)", "delete_batch"),
         ("POST", rf"{_VERSION}/batches/(?P<job>[^/:]+):cancel", "cancel_batch"),
         ("POST", rf"{_VERSION}/(?P<model>models/[^/:]+):batchGenerateContent", "create_batch"),
+        ("POST", rf"{_VERSION}/(?P<model>models/[^/:]+):asyncBatchEmbedContent", "create_embed_batch"),
         ("POST", rf"{_VERSION}/(?P<model>models/[^/:]+):generateContent", "generate"),
+        ("POST", rf"{_VERSION}/(?P<model>models/[^/:]+):embedContent", "embed"),
+        ("POST", rf"{_VERSION}/(?P<model>models/[^/:]+):batchEmbedContents", "embed_several"),
         ("POST", rf"{_VERSION}/(?P<model>models/[^/:]+):countTokens", "count_tokens"),
     )
 )
 _OPERATIONS = {
     "download": "download", "list_files": "list", "get_file": "get", "delete_file": "delete",
     "list_batches": "list", "get_batch": "get", "delete_batch": "delete", "cancel_batch": "cancel",
-    "create_batch": "create", "generate": "generate", "count_tokens": "generate",
+    "create_batch": "create", "create_embed_batch": "create",
+    "generate": "generate", "embed": "generate", "embed_several": "generate", "count_tokens": "generate",
 }  # fmt: skip
 """Route to the word that fault rules use for it; uploads are counted by their own code."""
 
@@ -85,6 +89,10 @@ class Handler(BaseHTTPRequestHandler):
         """Answer."""
         self._answer()
 
+    def do_PUT(self) -> None:
+        """Answer."""
+        self._answer()
+
     # ------------------------------------------------------------ the way of one request
 
     def _answer(self) -> None:
@@ -97,11 +105,15 @@ class Handler(BaseHTTPRequestHandler):
             self._query = dict(parse_qsl(parts.query))
             if "chunked" in self.headers.get("Transfer-Encoding", ""):
                 raise ApiError(411, "Content-Length is required.")
+            if gcsroutes.concerns(parts.path):
+                # Names of objects may hold a quoted `/`.
+                gcsroutes.answer(self, parts.path, self._query)
+                return
             self._dispatch(unquote(parts.path))
         except ApiError as error:
-            self._send(error.body(), error.http_status)
+            self.send(error.body(), error.http_status)
         except (_Dropped, ConnectionError):
-            self._drop()
+            self.drop()
 
     def _dispatch(self, path: str) -> None:
         name, found = _route(self.command, path)
@@ -112,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         if name == "upload":
             self._start_upload()
             return
-        body = self._body()
+        body = self.body()
         rule = self.server.service.plan.strike_http(_OPERATIONS[name], self.server.service.tally)
         self._before(rule)
         if name == "download":
@@ -122,13 +134,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _call(self, name: str, found: re.Match[str], body: bytes) -> Any:
         service = self.server.service
+        if "model" in found.re.groupindex:
+            # What is asked of a model has the name of the method that answers it.
+            return getattr(service, name)(found["model"], found["version"], _parsed(body))
         match name:
-            case "create_batch":
-                return service.create_batch(found["model"], found["version"], _parsed(body))
-            case "generate":
-                return service.generate(found["model"], found["version"], _parsed(body))
-            case "count_tokens":
-                return service.count_tokens(found["model"], found["version"], _parsed(body))
             case "get_batch":
                 return service.get_batch(found["job"])
             case "list_batches":
@@ -138,9 +147,9 @@ class Handler(BaseHTTPRequestHandler):
             case "delete_batch":
                 return service.delete_batch(found["job"])
             case "list_files":
-                return service.list_files(self._query, self._base_url())
+                return service.list_files(self._query, self.base_url())
             case "get_file":
-                return service.files.get(found["file"], self._base_url())
+                return service.files.get(found["file"], self.base_url())
             case _:
                 service.files.delete(found["file"])
                 return {}
@@ -174,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
     def _reply(self, body: Any, rule: HttpRule | None, **headers: str) -> None:
         if rule and rule.kind == "lost_reply":
             raise _Dropped
-        self._send(body, 200, **headers)
+        self.send(body, 200, **headers)
 
     # ------------------------------------------------------------ uploads and downloads
 
@@ -182,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         """The `start` command of a resumable upload."""
         if self.headers.get("X-Goog-Upload-Protocol") != "resumable":
             raise ApiError(400, "Only resumable uploads are supported here.")
-        body = _parsed(self._body() or b"{}")
+        body = _parsed(self.body() or b"{}")
         self._before(self._struck_upload("start"))
         try:
             file = check("CreateFile", body).get("file", {})
@@ -193,9 +202,9 @@ class Handler(BaseHTTPRequestHandler):
             raise ApiError(400, "Invalid X-Goog-Upload-Header-Content-Length.")
         mime_type = self.headers.get("X-Goog-Upload-Header-Content-Type", "")
         upload = self.server.service.files.start(file, int(length), mime_type)
-        url = f"{self._base_url()}/upload/v1beta/files?upload_id={quote(upload)}&upload_protocol=resumable"
+        url = f"{self.base_url()}/upload/v1beta/files?upload_id={quote(upload)}&upload_protocol=resumable"
         headers = {"x-goog-upload-url": url, "x-goog-upload-status": "active"}
-        self._send({}, 200, **headers)
+        self.send({}, 200, **headers)
 
     def _chunk(self, upload: str) -> None:
         """One chunk, named by the upload's URL alone: the SDK sends no key here."""
@@ -217,9 +226,9 @@ class Handler(BaseHTTPRequestHandler):
                 raise
         headers = {"x-goog-upload-size-received": str(files.received(upload))}
         if "finalize" not in commands:
-            self._send({}, 200, **headers, **{"x-goog-upload-status": "active"})
+            self.send({}, 200, **headers, **{"x-goog-upload-status": "active"})
             return
-        file = files.get(files.finalize(upload), self._base_url())
+        file = files.get(files.finalize(upload), self.base_url())
         body = {} if rule and rule.kind == "no_file" else {"file": file}
         self._reply(body, rule, **headers, **{"x-goog-upload-status": "final"})
 
@@ -241,20 +250,22 @@ class Handler(BaseHTTPRequestHandler):
             if rule and rule.kind == "cut_body":
                 self.wfile.write(stream.read(size // 2))
                 self.wfile.flush()
-                self._drop(abruptly=False)
+                self.drop(abruptly=False)
                 return
             shutil.copyfileobj(stream, self.wfile, 1 << 20)
 
     # ------------------------------------------------------------ bytes
 
-    def _body(self) -> bytes:
-        if self._unread > MAX_BODY_BYTES:
-            raise ApiError(400, f"Request payload size exceeds the limit: {MAX_BODY_BYTES} bytes.")
+    def body(self, largest: int = MAX_BODY_BYTES) -> bytes:
+        """The request's body. Raises ApiError 400 for one that is too large."""
+        if self._unread > largest:
+            raise ApiError(400, f"Request payload size exceeds the limit: {largest} bytes.")
         count, self._unread = self._unread, 0
         return self.rfile.read(count)
 
-    def _send(self, body: Any, status: int, **headers: str) -> None:
-        data = orjson.dumps(body)
+    def send(self, body: Any, status: int, **headers: str) -> None:
+        """Answer with JSON, or with nothing where the body is None."""
+        data = b"" if body is None else orjson.dumps(body)
         self.send_response(status)
         self.send_header("Content-Type", "application/json; charset=UTF-8")
         self.send_header("Content-Length", str(len(data)))
@@ -267,7 +278,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _drop(self, *, abruptly: bool = True) -> None:
+    def drop(self, *, abruptly: bool = True) -> None:
+        """End the connection."""
         self.close_connection = True
         with contextlib.suppress(OSError):
             if abruptly:
@@ -277,7 +289,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.connection.shutdown(socket.SHUT_RDWR)
 
-    def _base_url(self) -> str:
+    def base_url(self) -> str:
         """The server as this client reached it, so that addresses in answers lead back here."""
         return f"http://{self.headers.get('Host') or self.server.netloc}"
 

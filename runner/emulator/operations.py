@@ -11,15 +11,16 @@ from __future__ import annotations
 from typing import Any
 
 from runner.emulator.jobs import Job
-from runner.emulator.wire import timestamp
+from runner.emulator.wire import embeds, timestamp
 
-_TYPE = "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch"
+_TYPE = "type.googleapis.com/google.ai.generativelanguage.v1main."
 
 
 def operation(job: Job, inlined: list[Any] | None) -> dict[str, Any]:
     """The operation; `inlined` holds the output of a job with inline requests, None for one with a file."""
     name = f"batches/{job.id}"
-    shown: dict[str, Any] = {"@type": _TYPE, "model": job.model, "displayName": job.display_name}
+    kind = f"{_TYPE}{'EmbedContentBatch' if embeds(job.model) else 'GenerateContentBatch'}"
+    shown: dict[str, Any] = {"@type": kind, "model": job.model, "displayName": job.display_name}
     if job.input_file:
         shown["inputConfig"] = {"fileName": job.input_file}
     shown["createTime"] = timestamp(job.created_ns)
@@ -44,7 +45,7 @@ def operation(job: Job, inlined: list[Any] | None) -> dict[str, Any]:
         if job.ending.code:
             body["error"] = {"code": job.ending.code, "message": job.ending.message}
         elif output:
-            body["response"] = {"@type": f"{_TYPE}Output", **output}
+            body["response"] = {"@type": f"{kind}Output", **output}
     return body
 
 

@@ -1,7 +1,7 @@
-"""What the service demands of a GenerateContentRequest beyond names and types. Pure.
+"""What the service demands of a request beyond names and types. Pure.
 
-`row` reads one JSONL line, `request` checks a body that `messages.check` made canonical. Both raise
-`Problem`. It is as strict as the service is known to be, and lenient where nothing is known:
+`row` reads one JSONL line, `request` and `embedding` check a body that `messages.check` made canonical.
+All raise `Problem`. It is as strict as the service is known to be, and lenient where nothing is known:
 string formats, duplicate and missing keys are let through.
 
 Source: https://ai.google.dev/api/generate-content and /api/caching#Schema, error texts as reported
@@ -17,13 +17,16 @@ from typing import Any
 
 import orjson
 
+from runner.emulator.embeddings import DIMENSIONS, takes_media
 from runner.emulator.messages import Problem, check
+from runner.emulator.wire import embeds
 
 _DATA = (
     "text", "inlineData", "fileData", "functionCall", "functionResponse", "executableCode",
     "codeExecutionResult", "toolCall", "toolResponse",
 )  # fmt: skip
 _DATA_SET = frozenset(_DATA)
+_TEXT = frozenset({"text"})
 _MIME_TYPES = ("text/plain", "application/json", "application/xml", "application/yaml", "text/x.enum")
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("temperature", 0, 2),
@@ -37,8 +40,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 )
 
 
-def row(line: bytes) -> dict[str, Any]:
-    """One line of a batch file: `{"key"?: str, "request": canonical request}`.
+def row(line: bytes, model: str) -> dict[str, Any]:
+    """One line of a batch file for `model`: `{"key"?: str, "request": canonical request}`.
 
     Raises:
         Problem: with the text that follows `Error on line N: `.
@@ -48,13 +51,37 @@ def row(line: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise Problem(f"invalid JSON, near column {error.colno}: {error.msg}") from None
     try:
-        found: dict[str, Any] = check("Row", parsed)
+        found: dict[str, Any] = check("EmbedRow" if embeds(model) else "Row", parsed)
         if "request" not in found:
             raise Problem("no request is given")
-        request(found["request"])
+        asked(found["request"], model)
     except Problem as problem:
         raise Problem(f"invalid JSON, near column {_column(line, problem)}: {problem.message}") from None
     return found
+
+
+def asked(body: dict[str, Any], model: str) -> None:
+    """Check a canonical request of the kind that `model` answers. Raises Problem."""
+    if embeds(model):
+        embedding(body, model)
+    else:
+        request(body)
+
+
+def embedding(body: dict[str, Any], model: str) -> None:
+    """Check a canonical EmbedContentRequest. Raises Problem.
+
+    An empty text is let through: at a synchronous call it is refused, and in a file it is taken for
+    that row's fault alone.
+    """
+    content = body.get("content")
+    if content is None:
+        raise _at(Problem("content is not specified"), "content")
+    _parts(content, "content", kinds=_DATA_SET if takes_media(model) else _TEXT)
+    size = body.get("outputDimensionality", DIMENSIONS)
+    if not 1 <= size <= DIMENSIONS:
+        message = f"output_dimensionality must be in the range [1, {DIMENSIONS}]."
+        raise _at(Problem(message), "outputDimensionality")
 
 
 def request(body: dict[str, Any]) -> None:
@@ -88,7 +115,7 @@ def _at(problem: Problem, *path: str | int) -> Problem:
     return problem
 
 
-def _parts(content: dict[str, Any], *path: str | int) -> None:
+def _parts(content: dict[str, Any], *path: str | int, kinds: frozenset[str] = _DATA_SET) -> None:
     parts = content.get("parts")
     if not parts:
         raise _at(Problem("contents.parts must not be empty."), *path, "parts")
@@ -99,6 +126,8 @@ def _parts(content: dict[str, Any], *path: str | int) -> None:
             if given:
                 message = f"oneof field 'data' is already set. Cannot set '{sorted(given)[-1]}'"
             raise _at(Problem(message), *path, "parts", index)
+        if not given <= kinds:
+            raise _at(Problem(f"{min(given)} is not supported by this model."), *path, "parts", index)
 
 
 def _generation_config(config: dict[str, Any]) -> None:

@@ -14,13 +14,15 @@ from typing import Any
 
 import orjson
 
-from runner.emulator import answers, rules, wire
+from runner.emulator import answers, embeddings, rules, wire
 from runner.emulator.database import Database
 from runner.emulator.faults import FaultPlan, JobRule
 from runner.emulator.files import Files
+from runner.emulator.gcs import Objects
 from runner.emulator.jobs import CANCELLED_MESSAGE, Ending, Job, Jobs
 from runner.emulator.messages import Problem, check
 from runner.emulator.operations import operation
+from runner.emulator.replies import Replies
 from runner.emulator.wire import ApiError
 
 _BATCHES_PER_PAGE = 50
@@ -36,15 +38,23 @@ class Service:
     ) -> None:
         self.files = files
         self.jobs = jobs
+        self.objects = Objects(database)
         self.plan = plan
         self.tally = database.tally
+        self._attempt = database.attempt
         self._wake = wake
 
     # ------------------------------------------------------------ batches
 
     def create_batch(self, model: str, version: str, body: Any) -> dict[str, Any]:
         """`models/M:batchGenerateContent`: the new operation."""
-        name = wire.model_name(model, version, "batchGenerateContent")
+        return self._create(wire.model_name(model, version, "batchGenerateContent"), body)
+
+    def create_embed_batch(self, model: str, version: str, body: Any) -> dict[str, Any]:
+        """`models/M:asyncBatchEmbedContent`: the new operation."""
+        return self._create(wire.model_name(model, version, "asyncBatchEmbedContent"), body)
+
+    def _create(self, model: str, body: Any) -> dict[str, Any]:
         try:
             batch = check("CreateBatch", body).get("batch", {})
             config = batch.get("inputConfig", {})
@@ -52,9 +62,9 @@ class Service:
                 raise Problem("exactly one of file_name and requests must be set in batch.input_config")
             source: Path | list[bytes]
             if "fileName" in config:
-                source, rows = self._checked_file(config["fileName"])
+                source, rows = self._checked_file(config["fileName"], model)
             else:
-                source = _checked_requests(config["requests"])
+                source = _checked_requests(config["requests"], model)
                 rows = len(source)
         except Problem as problem:
             raise wire.bad_body(problem) from None
@@ -63,7 +73,7 @@ class Service:
         timing = self.plan.timing
         try:
             job = self.jobs.create(
-                model=name,
+                model=model,
                 display_name=batch.get("displayName", ""),
                 source=source,
                 input_file="" if inline else config["fileName"],
@@ -71,7 +81,7 @@ class Service:
                 pending_s=(rule.seconds if rule else None) or timing.pending_s,
                 running_s=timing.running_s,
                 seed=self.plan.seed,
-                row_rules=self.plan.rows_for_job(self.tally, inline=inline),
+                row_rules=self.plan.rows_for_job(self.tally, inline=inline, embeds=wire.embeds(model)),
                 ending=_ending(rule),
             )
         except FileNotFoundError:
@@ -116,16 +126,46 @@ class Service:
     # ------------------------------------------------------------ synchronous calls
 
     def generate(self, model: str, version: str, body: Any) -> dict[str, Any]:
-        """`models/M:generateContent`."""
-        wire.model_name(model, version, "generateContent")
+        """`models/M:generateContent`: what a batch's row with this request gets."""
+        name = wire.model_name(model, version, "generateContent")
+        return self._replied(name, [_checked("GenerateContentRequest", body, name)])[0]
+
+    def embed(self, model: str, version: str, body: Any) -> dict[str, Any]:
+        """`models/M:embedContent`: the vector that a batch's row with this request gets."""
+        name = wire.model_name(model, version, "embedContent")
+        responses = self._replied(name, [_checked("EmbedContentRequest", body, name)])
+        return {"embedding": responses[0]["embedding"], **_embed_usage(name, responses)}
+
+    def embed_several(self, model: str, version: str, body: Any) -> dict[str, Any]:
+        """`models/M:batchEmbedContents`: the vectors of several requests, in their order."""
+        name = wire.model_name(model, version, "batchEmbedContents")
         try:
-            request = check("GenerateContentRequest", body)
-            rules.request(request)
-            return answers.response(request, answers.digest(request), answers.prompt_of(request))
+            requests = check("BatchEmbedContents", body).get("requests", [])
+            for index, request in enumerate(requests):
+                _check_each(request, index, name)
         except Problem as problem:
             raise wire.bad_body(problem) from None
-        except answers.Unanswerable as error:
-            raise ApiError(400, str(error)) from None
+        responses = self._replied(name, requests)
+        vectors = [response["embedding"] for response in responses]
+        return {"embeddings": vectors, **_embed_usage(name, responses)}
+
+    def _replied(self, model: str, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        replies = Replies(
+            model=model,
+            rules=self.plan.rows_for_call(embeds=wire.embeds(model)),
+            seed=self.plan.seed,
+            work=wire.new_id(36),
+            digest_of=self.files.digest_of,
+            attempt=self._attempt,
+        )
+        responses = []
+        for request in requests:
+            reply = replies.reply(request)
+            if reply.response is None:
+                error = reply.error or {}
+                raise wire.of_rpc(error["code"], error["message"])
+            responses.append(reply.response)
+        return responses
 
     def count_tokens(self, model: str, version: str, body: Any) -> dict[str, Any]:
         """`models/M:countTokens`."""
@@ -155,7 +195,7 @@ class Service:
         lines = self.jobs.output_path(job.id).read_bytes().splitlines()
         return operation(job, [orjson.loads(line) for line in lines])
 
-    def _checked_file(self, name: str) -> tuple[Path, int]:
+    def _checked_file(self, name: str, model: str) -> tuple[Path, int]:
         path = self.files.path(name)
         if path is None:
             raise wire.not_found()
@@ -163,7 +203,7 @@ class Service:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
                 try:
-                    rules.row(line)
+                    rules.row(line, model)
                 except Problem as problem:
                     raise ApiError(400, f"Error on line {number}: {problem.message}") from None
         if not number:
@@ -171,7 +211,39 @@ class Service:
         return path, number
 
 
-def _checked_requests(requests: Any) -> list[bytes]:
+def _checked(message: str, body: Any, model: str) -> dict[str, Any]:
+    """The canonical form of a synchronous call's body. Raises ApiError."""
+    try:
+        found: dict[str, Any] = check(message, body)
+        rules.asked(found, model)
+    except Problem as problem:
+        raise wire.bad_body(problem) from None
+    return found
+
+
+def _check_each(request: dict[str, Any], index: int, model: str) -> None:
+    """Check one request of several; each has to name the model once more. Raises Problem."""
+    try:
+        if request.get("model") != model:
+            problem = Problem(f"must be {model}, the model that is called")
+            problem.path = ["model"]
+            raise problem
+        rules.embedding(request, model)
+    except Problem as problem:
+        problem.path[:0] = ["requests", index]
+        raise
+
+
+def _embed_usage(model: str, responses: list[dict[str, Any]]) -> dict[str, Any]:
+    """What newer models count; gemini-embedding-001 says nothing."""
+    if not embeddings.takes_media(model):
+        return {}
+    count = sum(int(response["tokenCount"]) for response in responses)
+    details = [{"modality": "TEXT", "tokenCount": count}]
+    return {"usageMetadata": {"promptTokenCount": count, "promptTokenDetails": details}}
+
+
+def _checked_requests(requests: Any, model: str) -> list[bytes]:
     entries = requests.get("requests") if isinstance(requests, dict) else None
     path: list[str | int] = ["batch", "inputConfig", "requests", "requests"]
     if not isinstance(entries, list) or not entries:
@@ -181,11 +253,11 @@ def _checked_requests(requests: Any) -> list[bytes]:
     lines = []
     try:
         for entry in entries:
-            found = check("InlinedRequest", entry)
+            found = check("InlinedEmbedRequest" if wire.embeds(model) else "InlinedRequest", entry)
             if "request" not in found:
                 raise Problem("no request is given")
             try:
-                rules.request(found["request"])
+                rules.asked(found["request"], model)
             except Problem as problem:
                 problem.path.insert(0, "request")
                 raise

@@ -65,6 +65,21 @@ def spoil(kind: str, response: dict[str, Any], request: dict[str, Any]) -> dict[
     return response
 
 
+def spoil_embedding(kind: str, response: dict[str, Any]) -> dict[str, Any]:
+    """The same for an embedding."""
+    match kind:
+        case "empty_embedding":
+            # Proto JSON leaves an empty list out.
+            response["embedding"] = {}
+        case "short_embedding":
+            values = response["embedding"]["values"]
+            del values[len(values) // 2 :]
+        case "unknown_fields":
+            response["emulatorField"] = {"nested": [1, None]}
+            response["embedding"]["emulatorField"] = "NEW_VALUE"
+    return response
+
+
 def _say(response: dict[str, Any], text: str) -> None:
     response["candidates"][0]["content"]["parts"][0]["text"] = text
     usage = response["usageMetadata"]

@@ -33,6 +33,14 @@ STATUS = {
     504: "DEADLINE_EXCEEDED",
 }
 """HTTP status to google.rpc status."""
+_RPC = {
+    1: (499, "CANCELLED"), 2: (500, "UNKNOWN"), 3: (400, "INVALID_ARGUMENT"), 4: (504, "DEADLINE_EXCEEDED"),
+    5: (404, "NOT_FOUND"), 6: (409, "ALREADY_EXISTS"), 7: (403, "PERMISSION_DENIED"),
+    8: (429, "RESOURCE_EXHAUSTED"), 9: (400, "FAILED_PRECONDITION"), 10: (409, "ABORTED"),
+    11: (400, "OUT_OF_RANGE"), 12: (501, "UNIMPLEMENTED"), 13: (500, "INTERNAL"), 14: (503, "UNAVAILABLE"),
+    15: (500, "DATA_LOSS"), 16: (401, "UNAUTHENTICATED"),
+}  # fmt: skip
+"""google.rpc code to HTTP status and name. Source: googleapis google/rpc/code.proto."""
 
 
 @dataclass
@@ -42,13 +50,15 @@ class ApiError(Exception):
     http_status: int
     message: str
     details: list[dict[str, Any]] = field(default_factory=list)
+    status: str = ""
+    """The google.rpc status where it is not the usual one of `http_status`."""
 
     def body(self) -> dict[str, Any]:
         """The envelope that the service sends."""
         error: dict[str, Any] = {
             "code": self.http_status,
             "message": self.message,
-            "status": STATUS.get(self.http_status, "UNKNOWN"),
+            "status": self.status or STATUS.get(self.http_status, "UNKNOWN"),
         }
         if self.details:
             error["details"] = self.details
@@ -58,6 +68,12 @@ class ApiError(Exception):
 def not_found() -> ApiError:
     """What every missing batch and output is answered with."""
     return ApiError(404, "Requested entity was not found.")
+
+
+def of_rpc(code: int, message: str) -> ApiError:
+    """What a synchronous call answers where a batch's row would have this google.rpc code."""
+    http_status, status = _RPC[code]
+    return ApiError(http_status, message, status=status)
 
 
 def bad_body(problem: Problem) -> ApiError:
@@ -88,11 +104,11 @@ def model_name(model: str, version: str, method: str) -> str:
     """`models/...` of a model that exists. Raises ApiError 404 for every other one.
 
     The emulator takes every gemini- and gemma- name but those that were shut down; `-latest`
-    aliases exist on v1beta only.
+    aliases exist on v1beta only. A model that embeds does nothing else, and no other does.
     """
     found = _MODEL.fullmatch(model)
     name = found[1] if found else ""
-    known = bool(name) and not _RETIRED.match(name) and "embedding" not in name
+    known = bool(name) and not _RETIRED.match(name) and embeds(name) == ("embed" in method.lower())
     if not known or (name.endswith("-latest") and version == "v1"):
         shown = model if model.startswith("models/") else f"models/{model}"
         raise ApiError(
@@ -101,6 +117,11 @@ def model_name(model: str, version: str, method: str) -> str:
             "Call ModelService.ListModels to see the list of available models and their supported methods.",
         )
     return f"models/{name}"
+
+
+def embeds(model: str) -> bool:
+    """Whether a model makes embeddings."""
+    return "embedding" in model
 
 
 def new_id(length: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from runner.errors import BackendError, SubmissionRefused, SubmissionUnknown
 from runner.model import Job, JobState
 
 MODEL = "gemini-3.5-flash-lite"
+EMBEDDING_MODEL = "gemini-embedding-001"
 TOKEN = "gb1-0123abcd-0123456789abcdef-a1"
 SCHEMA = {"type": "OBJECT", "properties": {"n": {"type": "INTEGER"}}, "required": ["n"]}
 
@@ -179,6 +181,84 @@ def test_one_malformed_line_refuses_the_job(backend: Backend, tmp_path: Path) ->
     assert list(backend.jobs()) == []
 
 
+def text_line(key: str, text: str) -> bytes:
+    body = {"key": key, "request": {"contents": [{"role": "user", "parts": [{"text": text}]}]}}
+    return json.dumps(body).encode()
+
+
+def embed_line(key: str, text: str, size: int = 8) -> bytes:
+    request = {"content": {"parts": [{"text": text}]}, "outputDimensionality": size}
+    return json.dumps({"key": key, "request": request}).encode()
+
+
+def run(backend: Backend, folder: Path, task: str, *lines: bytes) -> list[Any]:
+    """The lines that a whole job of these lines gives back."""
+    data = b"".join(line + b"\n" for line in lines)
+    path = folder / "lines.jsonl"
+    path.write_bytes(data)
+    upload = backend.upload(path, name=TOKEN, sha256=hashlib.sha256(data).hexdigest())
+    model = EMBEDDING_MODEL if task == "embed_content" else MODEL
+    job = backend.create(model=model, upload_name=upload.name, display_name=TOKEN, task=task)
+    assert (job.model, job.display_name) == (model, TOKEN)
+    done = finished(backend, job.job_name)
+    assert (done.state, done.model) == (JobState.SUCCEEDED, model)
+    return [json.loads(line) for line in b"".join(backend.output(done)).splitlines()]
+
+
+def test_a_job_of_texts_gives_vectors(backend: Backend, tmp_path: Path) -> None:
+    lines = run(backend, tmp_path, "embed_content", embed_line("r1", "one"), embed_line("r2", "two", 3))
+
+    assert {line["key"]: len(line["response"]["embedding"]["values"]) for line in lines} == {"r1": 8, "r2": 3}
+    for line in lines:
+        assert int(line["response"]["tokenCount"]) > 0
+
+
+@pytest.mark.parametrize("task", ["generate_content", "embed_content"])
+def test_a_job_of_the_other_tasks_lines_is_refused(backend: Backend, tmp_path: Path, task: str) -> None:
+    other = embed_line("r1", "one") if task == "generate_content" else text_line("r1", "one")
+    with pytest.raises(SubmissionRefused, match="line 1") as error:
+        run(backend, tmp_path, task, other)
+    assert error.value.http_status == 400
+
+
+def test_a_synchronous_answer_is_the_line_of_a_batch(backend: Backend, tmp_path: Path) -> None:
+    line = text_line("r1", "What is two and two?")
+    answer = backend.answer(task="generate_content", model=MODEL, line=line)
+    assert answer.endswith(b"}\n")
+    assert b"\n" not in answer[:-1]
+    assert [json.loads(answer)] == run(backend, tmp_path, "generate_content", line)
+
+    line = embed_line("r1", "some text")
+    asked = json.loads(backend.answer(task="embed_content", model=EMBEDDING_MODEL, line=line + b"\n"))
+    (batched,) = run(backend, tmp_path, "embed_content", line)
+    assert asked["key"] == "r1"
+    assert asked["response"]["embedding"] == batched["response"]["embedding"]
+
+
+@pytest.mark.parametrize("task", ["generate_content", "embed_content"])
+def test_a_request_that_is_refused_for_itself_is_an_error_line(backend: Backend, task: str) -> None:
+    line = embed_line("r1", "one") if task == "generate_content" else text_line("r1", "one")
+    model = EMBEDDING_MODEL if task == "embed_content" else MODEL
+    answer = backend.answer(task=task, model=model, line=line)
+    assert answer.endswith(b"}\n")
+    body = json.loads(answer)
+    assert set(body) == {"key", "error"}
+    assert (body["key"], body["error"]["code"], body["error"]["status"]) == ("r1", 3, "INVALID_ARGUMENT")
+    assert body["error"]["message"]
+
+
+def test_answers_may_be_asked_for_at_once(backend: Backend) -> None:
+    lines = {f"r{n}": text_line(f"r{n}", f"Question {n}.") for n in range(40)}
+
+    def ask(line: bytes) -> bytes:
+        return backend.answer(task="generate_content", model=MODEL, line=line)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, lines.values()))
+    assert [json.loads(answer)["key"] for answer in answers] == list(lines)
+    assert answers == [ask(line) for line in lines.values()]
+
+
 def test_a_job_that_does_not_exist_is_404(backend: Backend) -> None:
     with pytest.raises(BackendError) as error:
         backend.get("batches/none")
@@ -292,6 +372,24 @@ def test_answers_come_from_the_function_handed_in(tmp_path: Path) -> None:
     done = finished_on(backend, clock, submit(backend, tmp_path, "r1").job_name)
 
     assert json.loads(b"".join(backend.output(done))) == {"key": "r1", "error": {"code": 13, "message": "r1"}}
+
+
+def test_faults_strike_before_and_after_an_answer() -> None:
+    def struck_at(moment: str) -> list[tuple[str, dict[str, str]]]:
+        steps: list[tuple[str, dict[str, str]]] = []
+
+        def fault(step: str, args: Any) -> Exception | None:
+            steps.append((step, dict(args)))
+            return BackendError("the reply was lost") if step == moment else None
+
+        backend = MemoryBackend(HandClock(), fault=fault)
+        with pytest.raises(BackendError, match="lost"):
+            backend.answer(task="generate_content", model=MODEL, line=text_line("r1", "x"))
+        return steps
+
+    args = {"key": "r1", "model": MODEL}
+    assert struck_at("answer.before") == [("answer.before", args)]
+    assert struck_at("answer.after") == [("answer.before", args), ("answer.after", args)]
 
 
 def finished_on(backend: MemoryBackend, clock: HandClock, job_name: str) -> Job:

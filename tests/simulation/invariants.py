@@ -10,7 +10,7 @@ import orjson
 
 from runner import parts, statefile
 from runner.errors import GbrunError
-from runner.model import Attempt, AttemptState, JobState, Outcome, State, Stored
+from runner.model import Attempt, AttemptState, Failures, JobState, Outcome, State, Stored
 from runner.store import Store
 
 from .process import Process, Violation
@@ -147,7 +147,7 @@ class Watch:
     def _check_wanted(self, key: str) -> None:
         found = self.outcomes.get(key)
         most = self._world.spec.failures.max_attempts
-        if found is not None and (not found.retryable or found.jobs >= most):
+        if found is not None and (not found.retryable(Failures().retry) or found.jobs >= most):
             raise Violation(
                 "no settled request is submitted again", f"{key} is {found.outcome} after {found.jobs} job(s)"
             )

@@ -221,8 +221,10 @@ class Connection:
         self._service.delete_upload(name)
         self._after("delete_upload", name)
 
-    def create(self, *, model: str, upload_name: str, display_name: str) -> Job:
-        """See `Backend.create`."""
+    def create(
+        self, *, model: str, upload_name: str, display_name: str, task: str = "generate_content"
+    ) -> Job:
+        """See `Backend.create`; the lives have no embeddings."""
         world, faults, rng = self._world, self._world.faults, self._world.faults.rng
         call = {"model": model, "upload_name": upload_name, "display_name": display_name}
         try:
@@ -294,6 +296,11 @@ class Connection:
         if self._world.faults.take("torn_download"):
             raise BackendError("the connection broke", transient=True)
         yield data[half:]
+
+    def answer(self, *, task: str, model: str, line: bytes) -> bytes:
+        """See `Backend.answer`."""
+        self._before("answer")
+        return self._service.answer(task=task, model=model, line=line)
 
     def close(self) -> None:
         """See `Backend.close`."""

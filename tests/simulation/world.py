@@ -25,7 +25,7 @@ from runner.blobs.memory import MemoryBlobs
 from runner.decide import Policy
 from runner.errors import BackendError, PlanStale, StateError
 from runner.index import Index
-from runner.model import AttemptState, Plan
+from runner.model import AttemptState, Failures, Plan
 from runner.outputs import jsonl
 from runner.store import Store
 
@@ -327,7 +327,9 @@ class World:
         if sum(result.rows.values()) != len(self.shape.texts()):
             raise Violation("rows = ok + failed", f"{dict(result.rows)}")
         most = self.spec.failures.max_attempts
-        again = any(found.retryable and found.jobs < most for found in self.watch.outcomes.values())
+        again = any(
+            found.retryable(Failures().retry) and found.jobs < most for found in self.watch.outcomes.values()
+        )
         # A second job of the same rows may still be out there after the first has answered them.
         live = any(attempt.state.live for attempt in self.watch.attempts.values())
         self._settled_next = not again and not live

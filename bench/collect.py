@@ -1,0 +1,210 @@
+"""Times taking in an output (parse, validate, state, records) beside the bare loop, and prints the ratio.
+
+    python bench/collect.py [--counts 10000,100000] [--runs 3]
+
+A service made of files answers at once with lines of about 2.4 KB. What is timed, in one process, is what
+an apply does from the first look at the ended jobs to the placed destination. The machine should be quiet.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parent
+sys.path[:0] = [str(BENCH.parent), str(BENCH)]
+
+import bare  # noqa: E402
+from runner import export, index, inputs, ledger, plan  # noqa: E402
+from runner import spec as specfile  # noqa: E402
+from runner.apply import Apply, Stop  # noqa: E402
+from runner.blobs.local import LocalBlobs  # noqa: E402
+from runner.clock import SystemClock  # noqa: E402
+from runner.decide import Policy  # noqa: E402
+from runner.index import Index  # noqa: E402
+from runner.model import Job, JobState, ShardLimits, Upload  # noqa: E402
+from runner.render import Renderer  # noqa: E402
+from runner.store import Store  # noqa: E402
+
+WORDS = ["router", "billing", "outage", "refund", "cable", "login", "invoice", "delivery", "screen", "noise"]
+SPEC = """\
+version: 1
+name: bench
+backend: local
+inputs: data/**/*.txt
+model: gemini-3.5-flash-lite
+prompt: "{{ input.text }}"
+output_schema:
+  type: object
+  properties:
+    team: {type: string, enum: [billing, outage, other]}
+    score: {type: number, minimum: 0}
+    tags: {type: array, items: {type: string}}
+    summary: {type: string}
+  required: [team, score, tags]
+destination: out/bench.jsonl
+cleanup: keep
+"""
+
+
+class Files:
+    """A service whose jobs have ended when they are looked at."""
+
+    limits = ShardLimits(max_requests=1_000_000, max_bytes=2_000_000_000)
+    poll_interval_s = 0.01
+    principal = "local"
+    notice = ""
+
+    def __init__(self, outputs):
+        self.outputs = outputs
+
+    def upload(self, path, *, name, sha256):
+        return Upload(name=name, sha256=sha256)
+
+    def create(self, *, model, upload_name, display_name, task):
+        return self.get(f"batches/{display_name}")
+
+    def jobs(self):
+        return iter(())
+
+    def get(self, job_name):
+        token = job_name.removeprefix("batches/")
+        state = JobState.SUCCEEDED if (self.outputs / token).exists() else JobState.RUNNING
+        return Job(job_name=job_name, display_name=token, state=state, output_name=token)
+
+    def output(self, job):
+        with (self.outputs / job.output_name).open("rb") as file:
+            while chunk := file.read(1 << 18):
+                yield chunk
+
+
+def answers(folder, state, out):
+    """The output of every job in flight, one file each; all of them in one file for the bare loop."""
+    rng = random.Random(7)
+    store = Store(LocalBlobs(state), None, "state")
+    with (folder / "responses.jsonl").open("wb") as whole:
+        for attempt, _ in store.attempts():
+            with (out / attempt.token).open("wb") as file:
+                for line in store.shard_lines(attempt.shard_id):
+                    answer = {
+                        "team": rng.choice(["billing", "outage", "other"]),
+                        "score": round(rng.random(), 3),
+                        "tags": rng.choices(WORDS, k=5),
+                        "summary": " ".join(rng.choices(WORDS, k=250)),
+                    }
+                    part = {"content": {"parts": [{"text": json.dumps(answer)}], "role": "model"}}
+                    response = {
+                        "candidates": [{**part, "finishReason": "STOP", "index": 0}],
+                        "usageMetadata": {"promptTokenCount": 900, "candidatesTokenCount": 300},
+                        "modelVersion": "gemini-3.5-flash-lite",
+                        "responseId": hashlib.sha256(line).hexdigest()[:22],
+                    }
+                    body = {"key": json.loads(line)["key"], "response": response}
+                    data = json.dumps(body).encode() + b"\n"
+                    file.write(data)
+                    whole.write(data)
+
+
+def planned(spec, state, work):
+    store = Store(LocalBlobs(state), state, "state")
+    known = Index(store)
+    root, _ = store.load()
+    attempts = [attempt for attempt, _ in store.attempts()]
+    known.sync(root, attempts)
+    work.mkdir()
+    made, _ = plan.make(
+        spec,
+        basis=ledger.basis(root, attempts),
+        spec_digest=specfile.digest(spec),
+        judge_digest="judge",
+        entries=inputs.entries(spec),
+        read=lambda entry: inputs.read(spec, entry),
+        renderer=Renderer(spec),
+        history=known,
+        workspace=work,
+        destinations=export.look(spec),
+        trusted_before_ns=index.trusted_before_ns(),
+    )
+    return store, known, made
+
+
+def carry_out(spec, store, known, made, backend, *, wait):
+    return Apply(
+        spec=spec,
+        resolved=specfile.resolved(spec),
+        plan=made,
+        store=store,
+        index=known,
+        backend=backend,
+        clock=SystemClock(),
+        policy=Policy(
+            max_jobs=100, poll_interval_s=0.01, request_timeout_s=10, settle_s=1,
+            submit=not wait, wait=wait, cleanup="keep",
+        ),
+        new_lineage=lambda: uuid.uuid4().hex,
+        on_event=lambda event: None,
+        stop=Stop(),
+    ).run()  # fmt: skip
+
+
+def one(folder, spec, submitted, outputs, number):
+    """(bare seconds, our seconds) of one run on a copy of the submitted state."""
+    state = folder / f"state-{number}"
+    shutil.copytree(submitted, state)
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    store, known, made = planned(spec, state, folder / f"work-{number}")
+    began = time.perf_counter()
+    bare.collect(folder / "responses.jsonl", folder / "bare.out")
+    between = time.perf_counter()
+    result = carry_out(spec, store, known, made, Files(outputs), wait=True)
+    took = time.perf_counter() - between
+    assert result.complete, result
+    assert set(result.rows) == {"ok"}, result.rows
+    known.close()
+    shutil.rmtree(state)
+    return between - began, took
+
+
+def main():
+    options = argparse.ArgumentParser()
+    options.add_argument("--counts", default="10000,100000")
+    options.add_argument("--runs", type=int, default=3)
+    chosen = options.parse_args()
+    for count in map(int, chosen.counts.split(",")):
+        with tempfile.TemporaryDirectory(prefix="gbrun-bench-") as temporary:
+            folder = Path(temporary)
+            for number in range(count):
+                place = folder / "data" / f"{number // 1000:04d}"
+                place.mkdir(parents=True, exist_ok=True)
+                (place / f"{number:07d}.txt").write_text(f"{number}")
+            (folder / "spec.yaml").write_text(SPEC)
+            spec = specfile.load(folder / "spec.yaml", environ={})
+            submitted, outputs = folder / "submitted", folder / "outputs"
+            submitted.mkdir()
+            outputs.mkdir()
+            store, known, made = planned(spec, submitted, folder / "work")
+            carry_out(spec, store, known, made, Files(outputs), wait=False)
+            known.close()
+            answers(folder, submitted, outputs)
+            runs = [one(folder, spec, submitted, outputs, number) for number in range(chosen.runs)]
+        bare_s = statistics.median(run[0] for run in runs)
+        ours_s = statistics.median(run[1] for run in runs)
+        ratio = statistics.median(ours / bare for bare, ours in runs)
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(
+            f"collect, {count:,} lines{'':<20} bare {bare_s:7.2f} s  gbrun {ours_s:7.2f} s"
+            f"  ratio {ratio:5.2f}  peak {peak_mb:5.0f} MB  {count / ours_s:,.0f} rows/s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Addresses in Cloud Storage: `gs://bucket/name`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+SCHEME = "gs://"
+_BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9_-]{1,61}|[a-z0-9._-]{1,220})[a-z0-9]")
+_REFUSED = re.compile(r"[\x00-\x1f\x7f\\#?*\[\]]")
+_NAME_BYTES = 700
+"""Longest prefix of a state: a name has at most 1,024 bytes, and the parts of a state need some."""
+
+
+@dataclass(frozen=True, slots=True)
+class GcsUri:
+    """A bucket and what stands behind it, without slashes at its ends."""
+
+    bucket: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.bucket}/{self.name}"
+
+
+def parse(text: str) -> GcsUri:
+    """The address of a folder in a bucket.
+
+    Raises ValueError, in words that follow the text, for one that cannot be one.
+    """
+    if not text.startswith(SCHEME):
+        raise ValueError(f"does not begin with {SCHEME}")
+    bucket, _, name = text.removeprefix(SCHEME).partition("/")
+    name = name.removesuffix("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError(
+            f"has no bucket name: {bucket!r} (3 to 63 characters: lower-case letters, digits, - _ .)"
+        )
+    if not name:
+        raise ValueError("names a bucket without a folder in it")
+    if any(not part or part.startswith(".") for part in name.split("/")):
+        raise ValueError("has a part that is empty or begins with a dot")
+    if _REFUSED.search(name) or len(name.encode("utf-8", "surrogateescape")) > _NAME_BYTES:
+        raise ValueError(f"is longer than {_NAME_BYTES} bytes, or holds one of \\ # ? * [ ]")
+    return GcsUri(bucket, name)

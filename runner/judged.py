@@ -1,0 +1,133 @@
+"""Stored responses, judged, as the records and failures of rows in input order.
+
+Rows are taken in windows: the answers of a window are read in the order in which they lie in the
+stored files, so that memory is bounded whatever order a service answers in.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from msgspec import structs
+
+from runner import records
+from runner.errors import StateUnreadable
+from runner.model import Answer, Outcome, Spec, Stored
+from runner.records import Sample
+from runner.results import Judge, dump_line
+from runner.rowtable import KnownRow
+from runner.store import Store
+
+_PAGE_ROWS = 10_000
+_WINDOW_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What is written for one row."""
+
+    outcome: str
+    """Its class; `in_flight` and `held_back` for a row that has none yet."""
+    line: bytes
+    """The record, or the line for the errors file; empty for a row that is not settled."""
+    meta: bytes = b""
+    """Where a record came from, as the line of a JSON object."""
+
+
+def rows(
+    spec: Spec,
+    store: Store,
+    found: Iterable[KnownRow],
+    answered: Callable[[Sequence[str]], Mapping[str, Stored]],
+    live: Callable[[str], str | None],
+) -> Iterator[RowResult]:
+    """One result per row, in the order given.
+
+    `answered` gives the latest outcomes of what stands for requests, `live` the attempt that holds one.
+
+    Raises:
+        StateUnreadable: a response that an outcome refers to is gone or damaged.
+    """
+    reader = _Reader(spec, store)
+    rows = iter(found)
+    while page := list(islice(rows, _PAGE_ROWS)):
+        asked = [row.ids for row in page]
+        outcomes = answered([request_id for ids in asked for request_id in ids])
+        window: list[tuple[KnownRow, list[Stored] | str]] = []
+        size = 0
+        for row, ids in zip(page, asked, strict=True):
+            stored = [one for request_id in ids if (one := outcomes.get(request_id)) is not None]
+            if any(live(request_id) for request_id in ids):
+                window.append((row, "in_flight"))
+            elif len(stored) < len(ids):
+                window.append((row, "held_back"))
+            else:
+                window.append((row, stored))
+                size += sum(one.ref.length for one in stored if one.ref is not None)
+            if size >= _WINDOW_BYTES:
+                yield from reader.results(window)
+                window, size = [], 0
+        yield from reader.results(window)
+
+
+def again(spec: Spec, store: Store) -> Callable[[Stored], Stored]:
+    """A function that gives a stored outcome as it is judged now, from the response as it came back."""
+    judge = Judge.of(spec)
+
+    def judged(before: Stored) -> Stored:
+        response = store.response(before)
+        answer = judge.line(response) if response is not None else None
+        if not isinstance(answer, Answer) or answer.outcome is before.outcome:
+            return before
+        return structs.replace(before, outcome=answer.outcome, code=answer.code, message=answer.message)
+
+    return judged
+
+
+class _Reader:
+    def __init__(self, spec: Spec, store: Store) -> None:
+        self._spec = spec
+        self._store = store
+        self._judge = Judge.of(spec)
+        self._with_meta = any("meta" in destination.include for destination in spec.destinations)
+
+    def results(self, window: list[tuple[KnownRow, list[Stored] | str]]) -> Iterator[RowResult]:
+        answers = self._answers([one for _, stored in window if isinstance(stored, list) for one in stored])
+        for row, stored in window:
+            if isinstance(stored, str):
+                yield RowResult(stored, b"")
+            elif row.bad is not None:
+                bad = row.bad
+                where = f"{bad.path}:{bad.line}: " if bad.path else ""
+                line = records.failure(row.key, Outcome.BAD_INPUT, bad.code, where + bad.message, 0, None)
+                yield RowResult(Outcome.BAD_INPUT, line)
+            else:
+                yield self._result(row.key, [Sample(one, answers.get(one.request_id)) for one in stored])
+
+    def _result(self, key: str, samples: list[Sample]) -> RowResult:
+        spec = self._spec
+        needed = spec.samples.needed if spec.samples.count > 1 else len(samples)
+        if records.row_class([sample.outcome for sample in samples], needed) != Outcome.OK:
+            return RowResult(*records.failed(key, samples, spec))
+        meta = dump_line(records.meta(samples)) if self._with_meta else b""
+        return RowResult(Outcome.OK, records.record(key, records.combined(samples, spec)), meta)
+
+    def _answers(self, wanted: Iterable[Stored]) -> dict[str, Answer]:
+        """Request id -> its answer, for those of which a line came back."""
+        places: defaultdict[tuple[str, int, int], list[Stored]] = defaultdict(list)
+        for one in wanted:
+            if one.ref is not None:
+                places[one.token, one.ref.part, one.ref.member].append(one)
+        found: dict[str, Answer] = {}
+        for (token, part, member), stored in sorted(places.items()):
+            data = self._store.response_member(token, part, member)
+            for one in stored:
+                assert one.ref is not None
+                answer = self._judge.line(data[one.ref.offset : one.ref.offset + one.ref.length])
+                if not isinstance(answer, Answer) or answer.request_id != one.request_id:
+                    raise StateUnreadable(f"responses/{token}.{part}.jsonl.gz does not hold {one.request_id}")
+                found[one.request_id] = answer
+        return found

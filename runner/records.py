@@ -1,0 +1,206 @@
+"""Judged answers become records: one answer or several samples of a row, as one JSON line. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from runner.model import Answer, Json, Outcome, Spec, Stored
+from runner.results import dump_line
+
+OK = Outcome.OK
+_PRECEDENCE = {outcome: place for place, outcome in enumerate(Outcome)}
+_ABSENT = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer of a row: its outcome, and what came back where anything did."""
+
+    stored: Stored
+    answer: Answer | None
+
+    @property
+    def outcome(self) -> Outcome:
+        """Its class as it is judged now."""
+        return self.answer.outcome if self.answer is not None else self.stored.outcome
+
+
+def row_class(outcomes: Sequence[str], needed: int) -> str:
+    """The class of a row from those of its requests: ok where `needed` are, else the first that is not;
+    empty while one has none."""
+    if "" in outcomes:
+        return ""
+    broken = [Outcome(name) for name in outcomes if name != OK]
+    if len(outcomes) - len(broken) >= needed:
+        return OK
+    return min(broken, key=_PRECEDENCE.__getitem__)
+
+
+def body(answer: Answer, spec: Spec) -> dict[str, Json]:
+    """The fields of a record from one ok answer, without its key."""
+    out: dict[str, Json] = {}
+    if spec.task == "embed_content":
+        out["embedding"] = unit(answer.value) if spec.normalize else answer.value
+    elif spec.output_schema is None:
+        out["text"] = answer.text
+        if answer.parts:
+            out["parts"] = list(answer.parts)
+    elif isinstance(answer.value, dict):
+        out.update(answer.value)
+        # The row's key stands there.
+        out.pop("_key", None)
+    else:
+        out["value"] = answer.value
+    if answer.repaired:
+        out["_repaired"] = answer.repaired
+    return out
+
+
+def combined(samples: Sequence[Sample], spec: Spec) -> dict[str, Json]:
+    """The fields of the record of a row that is ok, over all its samples."""
+    if len(samples) == 1:
+        out = body(_answer(samples[0]), spec)
+        return out | _remedied(samples[0])
+    bodies = [body(_answer(s), spec) | _remedied(s) if s.outcome is OK else None for s in samples]
+    good = [found for found in bodies if found is not None]
+    match spec.samples.aggregate:
+        case "all":
+            return {"samples": bodies}
+        case "first":
+            return good[0]
+        case how:
+            return _agreed(good, mean=how == "mean")
+
+
+def _agreed(bodies: Sequence[Mapping[str, Json]], *, mean: bool) -> dict[str, Json]:
+    """The commonest value of each field, the first of equals, and how many of the answers have it.
+
+    With `mean`, a field that is a number in all answers becomes their average.
+    """
+    names = list(dict.fromkeys(name for found in bodies for name in found if not name.startswith("_")))
+    out: dict[str, Json] = {}
+    agreement: dict[str, float] = {}
+    for name in names:
+        values: list[Json] = [found[name] for found in bodies if name in found]
+        if mean and len(values) == len(bodies) and all(_is_number(value) for value in values):
+            out[name] = _mean(values)
+            continue
+        texts = [_canonical(found[name]) if name in found else _ABSENT for found in bodies]
+        most = max(dict.fromkeys(texts), key=texts.count)
+        agreement[name] = texts.count(most) / len(texts)
+        if most != _ABSENT:
+            out[name] = bodies[texts.index(most)][name]
+    if agreement:
+        out["_agreement"] = agreement
+    return out
+
+
+def unit(vector: Sequence[float]) -> list[float]:
+    """The vector scaled to length 1; one of length 0 stays as it is."""
+    length = math.sqrt(math.fsum(value * value for value in vector))
+    return [value / length for value in vector] if length else list(vector)
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """Cosine of the angle between two vectors of the same length, 0 where one has no length."""
+    dot = math.fsum(a * b for a, b in zip(one, other, strict=True))
+    lengths = math.sqrt(math.fsum(a * a for a in one)) * math.sqrt(math.fsum(b * b for b in other))
+    return dot / lengths if lengths else 0.0
+
+
+def meta(samples: Sequence[Sample]) -> dict[str, Json]:
+    """Where a record came from: values of its one request, lists over its samples, tokens summed up."""
+    fields: list[dict[str, Json]] = [
+        {
+            "_request_id": s.stored.request_id,
+            "_attempt": s.stored.token,
+            "_model_version": s.stored.model_version,
+            "_usage": dict(s.stored.usage),
+            "_finish_reason": s.stored.finish_reason,
+        }
+        for s in samples
+    ]
+    if len(fields) == 1:
+        return fields[0]
+    out: dict[str, Json] = {name: [found[name] for found in fields] for name in fields[0]}
+    usage: dict[str, int] = {}
+    for found in fields:
+        for kind, count in found["_usage"].items():
+            usage[kind] = usage.get(kind, 0) + count
+    out["_usage"] = usage
+    return out
+
+
+def record(key: str, fields: Mapping[str, Json]) -> bytes:
+    """A record as a JSON line, `_key` first."""
+    tail = dump_line(fields)[1:]
+    head = b'{"_key":' + orjson.dumps(key)
+    return head + tail if tail.startswith(b"}") else head + b"," + tail
+
+
+def failed(key: str, samples: Sequence[Sample], spec: Spec) -> tuple[str, bytes]:
+    """The class of a row that is not ok, and its line for the errors file, with all that was paid for."""
+    broken = [sample for sample in samples if sample.outcome is not OK]
+    worst = min(broken, key=lambda sample: _PRECEDENCE[sample.outcome])
+    raw = _raw(worst)
+    if len(samples) > 1:
+        raw = [
+            body(_answer(s), spec)
+            if s.outcome is OK
+            else {"outcome": s.outcome, "code": _code(s), "raw": _raw(s)}
+            for s in samples
+        ]
+    message = worst.answer.message if worst.answer is not None else worst.stored.message
+    line = failure(key, worst.outcome, _code(worst), message, worst.stored.jobs, raw)
+    return worst.outcome, line
+
+
+def failure(key: str, outcome: str, code: str, message: str, attempts: int, raw: Json) -> bytes:
+    """A line of the errors file."""
+    return dump_line(
+        {
+            "_key": key,
+            "outcome": outcome,
+            "code": code,
+            "message": message,
+            "attempts": attempts,
+            "raw": raw,
+        }
+    )
+
+
+def _answer(sample: Sample) -> Answer:
+    assert sample.answer is not None
+    return sample.answer
+
+
+def _raw(sample: Sample) -> Json:
+    return sample.answer.raw if sample.answer is not None else None
+
+
+def _code(sample: Sample) -> str:
+    return sample.answer.code if sample.answer is not None else sample.stored.code
+
+
+def _remedied(sample: Sample) -> dict[str, Json]:
+    return {"_remedied": sample.stored.remedies} if sample.stored.remedies else {}
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return found[0] if len(set(found)) == 1 else math.fsum(found) / len(found)
+
+
+def _canonical(value: Json) -> bytes:
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        return dump_line(value)

@@ -1,0 +1,127 @@
+"""`gbrun test`: a few rows asked at once, and `mode: direct`, the whole job through such calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from builders import make_spec
+
+from runner import trial
+from runner.model import BackendSpec, Request
+
+VECTORS = {
+    "task": "embed_content",
+    "model": "gemini-embedding-001",
+    "output_schema": None,
+    "embed_content_config": {"output_dimensionality": 16},
+}
+
+
+def test_rows_are_asked_and_nothing_is_stored(project: Any) -> None:
+    project.inputs(5)
+    project.spec()
+    said = project.run("test", "job.yaml", "-n", "2").stdout
+
+    assert "inputs/000.txt  r" in said
+    assert "inputs/001.txt  r" in said
+    assert "inputs/002.txt" not in said
+    assert "Note 1: the shelf has 1 boards." in said
+    assert "Requests 2 = 2 ok" in said
+    assert "free" in said
+    assert not (project.folder / ".gbrun/notes/default-local/state.json").exists()
+    assert not (project.folder / "out").exists()
+
+
+def test_one_row_by_its_key(project: Any) -> None:
+    project.inputs(3)
+    project.spec()
+    assert "inputs/002.txt  r" in project.run("test", "job.yaml", "--key", "inputs/002.txt").stdout
+    assert "no input has the key" in project.run("test", "job.yaml", "--key", "x", code=64).stderr
+
+
+def test_the_answer_is_the_one_that_a_batch_gives(project: Any) -> None:
+    project.inputs(1)
+    project.spec()
+    said = project.run("test", "job.yaml").stdout
+    project.apply()
+    record = json.loads((project.folder / "out/notes.jsonl").read_text())
+    del record["_key"]
+    assert json.dumps(record, indent=2).replace("\n", "\n    ") in said
+
+
+def test_an_answer_that_is_not_good_is_exit_4(project: Any) -> None:
+    project.inputs(1)
+    project.faults(rows=[{"kind": "truncated"}])
+    project.spec()
+    said = project.run("test", "job.yaml", code=4).stdout
+    assert "truncated MAX_TOKENS" in said
+    assert "Requests 1 = 1 truncated" in said
+
+
+def test_vectors_are_held_against_those_of_the_batch(project: Any) -> None:
+    project.inputs(2)
+    project.spec(**VECTORS)
+    assert "cosine" not in project.run("test", "job.yaml").stdout
+    project.apply()
+    assert (
+        project.run("test", "job.yaml").stdout.count("cosine to the batch's vector: 1.0000 (the same)") == 2
+    )
+
+
+def asked(vector: list[float], former: list[float] | None) -> trial.Trial:
+    spec = make_spec(task="embed_content")
+    line = json.dumps({"key": "r1", "response": {"embedding": {"values": vector}}}).encode()
+    return trial.ask(spec, Request("r1", b"{}"), b"{}", lambda sent: line, former)
+
+
+def test_another_vector_than_the_batch_brought_is_not_good() -> None:
+    assert asked([1.0, 0.0], [1.0, 0.001]).good
+    assert not asked([1.0, 0.0], [0.9, 0.5]).good
+    assert not asked([1.0, 0.0], [1.0, 0.0, 0.0]).good
+    assert asked([1.0, 0.0], None).good
+
+
+def test_cost_is_told_with_its_date_or_not_at_all() -> None:
+    paid = BackendSpec(type="gemini")
+    said = trial.cost(
+        make_spec(backend=paid, model="gemini-3.8-flash"), {"prompt": 1_000_000, "thoughts": 1000}
+    )
+    assert said.startswith("about $0.753750, in a batch $0.376875 (list prices of text as of 20")
+    assert trial.cost(make_spec(backend=paid, model="no-such"), {"prompt": 1}) == (
+        "the price of no-such is not known"
+    )
+    # A model that another one answers for costs what the other does.
+    assert "$1.875000" in trial.cost(make_spec(backend=paid, model="gemini-3.5-flash"), {"output": 500_000})
+
+
+def test_direct_calls_give_the_records_of_a_batch(new_project: Callable[..., Any]) -> None:
+    texts = []
+    for backend in ({"type": "local"}, {"type": "local", "mode": "direct"}):
+        project = new_project()
+        project.inputs(30)
+        project.spec(backend=backend)
+        project.apply()
+        texts.append((project.folder / "out/notes.jsonl").read_bytes())
+        assert "No changes." in project.apply().stdout
+    assert texts[0] == texts[1]
+
+
+def test_switching_to_direct_calls_reruns_nothing(project: Any) -> None:
+    project.inputs(3)
+    project.spec()
+    project.apply()
+    project.spec(backend={"type": "local", "mode": "direct"})
+    assert "No changes." in project.run("plan", "job.yaml").stdout
+
+
+def test_row_faults_have_the_same_classes_in_direct_calls(project: Any) -> None:
+    project.inputs(4)
+    project.faults(
+        rows=[{"kind": "truncated", "match": "Note 1:"}, {"kind": "recitation", "match": "Note 2:"}]
+    )
+    project.settings["backend"]["mode"] = "direct"
+    project.spec()
+    assert "Rows 4 = 2 ok + 1 blocked + 1 truncated" in project.apply(code=4).stdout
+    assert not list((project.folder / ".gbrun/notes/default-local/direct").iterdir())
