@@ -29,6 +29,8 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.|\\\Z)*+(?P<end>"|\Z)|[][{}]', re.DOTALL)
 _BARE_BRACKETS = re.compile(r"[][{}]")
 _GOES_ON = re.compile(r'\s*,\s*(?:\{(?!\s*\})|\[(?!\s*\])|"[^"]*"\s*:)')
 """Behind a value: it is the first of several, whose brackets are missing."""
+_MEMBERS = re.compile(r"\{\s*[\"'“]")
+"""Members of an object, and no remark in brackets."""
 _OPENING = re.compile(r"[{\[]")
 
 
@@ -148,7 +150,10 @@ def _in_prose(text: str) -> tuple[Json, int] | None:
         try:
             value = _parse_text(text[at:end])
         except (ValueError, RecursionError):
-            # What stands inside a value that cannot be read is not the answer: go on behind it.
+            if _MEMBERS.match(text, at):
+                # The answer itself is broken; what follows is not all of it.
+                return None
+            # What stands inside of other brackets is not the answer: go on behind them.
             passed = True
         else:
             if value not in ({}, []):

@@ -87,6 +87,7 @@ CODES: Mapping[str, Code] = {
     # Backends.
     "GB501": Code("no backend", "Neither the spec nor the environment chooses a backend."),
     "GB502": Code("setting of another backend", "The setting does not go with this backend."),
+    "GB503": Code("not for Vertex's importer", "One such request would fail the import of the whole job."),
     # Rows.
     "GB601": Code("input cannot be read", "A file cannot be opened, or changed while it was read."),
     "GB602": Code("input is not text", "A file is not text in the source's encoding."),

@@ -58,7 +58,15 @@ class BackendSpec:
     """Which service, and how patiently to talk to it."""
 
     type: str
-    """`local` or `gemini`."""
+    """`local`, `gemini` or `vertex`."""
+    like: str = "gemini"
+    """`local` only: the service that the emulator stands for, `gemini` or `vertex`."""
+    project: str | None = None
+    """`vertex` only, as are the two below; None where nothing says so yet."""
+    location: str | None = None
+    """A region, a multi-region or `global`."""
+    staging_uri: str | None = None
+    """`gs://bucket/folder` for what is uploaded and for what comes back."""
     mode: str = "batch"
     """`batch` or `direct`: jobs at the service, or synchronous calls."""
     base_url: str | None = None
@@ -72,6 +80,11 @@ class BackendSpec:
     """`local` only: absolute path of a fault file for the emulator."""
     paid: bool = True
     """False for `local` and for a loopback endpoint: no money can be spent there."""
+
+    @property
+    def protocol(self) -> str:
+        """How requests are written and jobs are made: `gemini` or `vertex`."""
+        return self.like if self.type == "local" else self.type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

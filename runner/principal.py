@@ -1,7 +1,7 @@
 """Who a state's jobs belong to: endpoint and key, and whether another one may go on. Pure.
 
-A principal is `local`, or `<service>:<host>:<fingerprint of the key>`, with `direct-` before it where jobs
-are synchronous calls of this machine.
+A principal is `local`, `gemini:<host>:<fingerprint of the key>` or `vertex:<host>:<project>/<location>`, with
+`direct-` before it where jobs are synchronous calls of this machine.
 """
 
 from __future__ import annotations
@@ -51,4 +51,6 @@ def is_loopback(principal: str) -> bool:
 
 
 def _endpoint(principal: str) -> str:
-    return principal if principal == "local" else principal.rsplit(":", 1)[0]
+    # Whoever may use a project sees its jobs, with whatever credentials.
+    whole = principal == "local" or principal.removeprefix("direct-").startswith("vertex:")
+    return principal if whole else principal.rsplit(":", 1)[0]

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from runner import response_schema
+from runner import importer, response_schema
 from runner.model import BadRow, Json, Request, Row, Spec
 from runner.sandbox import CompiledTemplate, Fields, TemplateFailed
 from runner.sealing import sealed
@@ -59,6 +59,8 @@ class Renderer:
         """
         spec = sealed_spec(spec)
         self._spec = spec
+        # How a request is written for a service; what it is, and so its id, is the same for all.
+        self._is_vertex = spec.backend.protocol == "vertex"
         written = {"prompt": spec.prompt, "system": spec.system_instruction, "title": spec.title}
         used = {name: template for name, template in written.items() if template is not None}
         self._templates = [(template, CompiledTemplate(template.text)) for template in used.values()]
@@ -66,6 +68,8 @@ class Renderer:
         holes = [_Hole(name) for name in used]
         identity, body = self._embedding() if spec.task == "embed_content" else self._generating()
         body = _merged(_present(body), spec.extra_body)
+        if self._is_vertex:
+            body = importer.rewritten(body)
         self._line = _Skeleton({"key": _Hole("key"), "request": body}, [_Hole("key"), *holes], newline=True)
         # Sample 0 is the request of a spec without samples: asking for more keeps what there is.
         samples = [{}, *({"sample": number} for number in range(1, spec.samples.count))]
@@ -124,13 +128,20 @@ class Renderer:
         }
         if spec.system_instruction is not None:
             identity["system_instruction"] = _Hole("system")
-            body["systemInstruction"] = {"parts": [{"text": _Hole("system")}]}
+            body["systemInstruction"] = self._content("system")
         return identity, body
+
+    def _content(self, hole: str) -> dict[str, Json]:
+        """A text outside of `contents`; on Vertex every Content has to name its role."""
+        role = {"role": "user"} if self._is_vertex else {}
+        return {"parts": [{"text": _Hole(hole)}], **role}
 
     def _embedding(self) -> tuple[dict[str, Json], dict[str, Json]]:
         """The same for a request to embed content.
 
-        Source: https://ai.google.dev/gemini-api/docs/batch-api, embedding requests, read 2026-11-21.
+        Source: https://ai.google.dev/gemini-api/docs/batch-api, embedding requests, and
+        https://cloud.google.com/vertex-ai/generative-ai/docs/embeddings/batch-prediction-genai-embeddings,
+        read 2026-11-21. A third party reports that Vertex refuses `embed_content_config`: not tried.
         """
         spec = self._spec
         content = {"parts": [{"text": _Hole("prompt")}]}
@@ -142,10 +153,12 @@ class Renderer:
             "embed_content_config": dict(spec.embed_content_config),
             "extra_body": dict(spec.extra_body),
         }
-        body: dict[str, Any] = {"content": content, **spec.embed_content_config}
+        config: dict[str, Any] = dict(spec.embed_content_config)
         if spec.title is not None:
-            identity["title"] = body["title"] = _Hole("title")
-        return identity, body
+            identity["title"] = config["title"] = _Hole("title")
+        if self._is_vertex:
+            return identity, {"content": self._content("prompt"), "embed_content_config": config}
+        return identity, {"content": content, **config}
 
     def _components(self) -> Mapping[str, str]:
         spec = self._spec

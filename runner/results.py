@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
@@ -38,6 +38,10 @@ _RPC_CODES = {
     10: "ABORTED", 11: "OUT_OF_RANGE", 12: "UNIMPLEMENTED", 13: "INTERNAL", 14: "UNAVAILABLE",
     15: "DATA_LOSS", 16: "UNAUTHENTICATED",
 }  # fmt: skip
+_NUMBERS = {name: number for number, name in _RPC_CODES.items()}
+_OF_HTTP = {400: 3, 401: 16, 403: 7, 404: 5, 408: 4, 409: 10, 429: 8, 499: 1, 500: 13, 501: 12, 503: 14, 504: 4}
+"""HTTP status to google.rpc code. Source: googleapis google/rpc/code.proto."""
+_OF_PHRASE = {"Bad Request": 3, "Too Many Requests": 8, "Internal Server Error": 13, "Service Unavailable": 14}
 _MAX_MESSAGE_CHARS = 500
 _MAX_RAW_BYTES = 100_000
 """Of a line that cannot be read; all of it is stored, this much is told."""
@@ -130,6 +134,8 @@ class Judge:
         error = body.get("error")
         if isinstance(error, dict):
             return _row_error(key, error)
+        if body.get("status"):
+            return _row_error(key, _status_error(body["status"]))
         response = body.get("response")
         if not isinstance(response, dict):
             return Answer(
@@ -254,6 +260,7 @@ class _Line(msgspec.Struct, gc=False):
     key: str
     response: _Response
     error: msgspec.UnsetType = msgspec.UNSET
+    status: Literal[""] = ""
 
 
 _DECODER = msgspec.json.Decoder(_Line)
@@ -326,6 +333,26 @@ def _row_error(key: str, error: Mapping[str, Json]) -> Answer:
         message=message[:_MAX_MESSAGE_CHARS],
         raw=dict(error),
     )
+
+
+def _status_error(status: Json) -> dict[str, Json]:
+    """The error in a Vertex row's `status`: `Bad Request: {"error": {"code": 400, ...}}`, or words alone.
+
+    Its code is one of google.rpc, as in rows of the Developer API. Source: rows of live jobs, 2026-09.
+    """
+    text = status if isinstance(status, str) else json.dumps(status)
+    words, _, rest = text.partition(": ")
+    try:
+        body = answer_json.parse(rest.encode())
+    except (ValueError, RecursionError):
+        body = None
+    said = body.get("error") if isinstance(body, dict) else None
+    said = said if isinstance(said, dict) else {}
+    name = said.get("status") if isinstance(said.get("status"), str) else words.upper().replace(" ", "_")
+    number = said.get("code")
+    code = _NUMBERS.get(name) or _OF_HTTP.get(number if isinstance(number, int) else 0) or _OF_PHRASE.get(words)
+    message = said.get("message") if isinstance(said.get("message"), str) else text
+    return {"code": code or 2, "message": message, "status": text[:_MAX_RAW_BYTES]}
 
 
 def _content(content: Json) -> tuple[str, tuple[Json, ...], bool]:

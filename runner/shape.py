@@ -24,21 +24,17 @@ _NEVER = r"[^\s\S]"
 _STAND_IN = (_NEVER, r"\$\{")
 """Patterns of a text that may only stand for a value, once and before variables are filled in."""
 
-# Keys and values that the format has and this version does not build. They are refused by name:
+# Keys that the format has and this version does not build. They are refused by name:
 # a spec that says `rollout` must never run without one. List positions are written `*`.
 _LATER_KEYS: Mapping[tuple[str, ...], frozenset[str]] = {
     (): frozenset({"contents", "attachments", "pdf", "rollout"}),
-    ("backend",): frozenset({"project", "location", "staging_uri", "retry_min_s", "retry_max_s"}),
+    ("backend",): frozenset({"retry_min_s", "retry_max_s"}),
     ("inputs",): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "bigquery", "id"}),
     ("inputs", "*"): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "bigquery", "id"}),
     ("shards",): frozenset({"max_tokens", "max_cost_usd"}),
     ("concurrency",): frozenset({"max_uploads"}),
     ("guards",): frozenset({"max_cost_usd", "max_cost_per_request_usd"}),
     ("lifecycle",): frozenset({"ignore_changes"}),
-}
-_LATER_VALUES: Mapping[tuple[str, ...], frozenset[str]] = {
-    ("backend",): frozenset({"vertex"}),
-    ("backend", "type"): frozenset({"vertex"}),
 }
 _STANDS_FOR = {
     "contents": "prompt",
@@ -238,8 +234,6 @@ class _Explanation:
             case "const":
                 hint = f"this version of gbrun reads version {limit}"
                 self._add("GB109", f"{name} must be {limit}, not {shown(value)}", hint)
-            case "enum" if isinstance(value, str) and value in _LATER_VALUES.get(self._pattern_place(), ()):
-                self._add("GB107", *not_built(f'{name}: "{value}"'))
             case "enum":
                 choices = [choice for choice in limit if not (choice.islower() and choice.upper() in limit)]
                 message = f"{name} must be one of {', '.join(choices)}; it is {shown(value)}"

@@ -33,7 +33,6 @@ from runner.errors import Diagnostic, SpecInvalid
 from runner.marks import Place
 from runner.model import (
     BYTES_PER_TOKEN,
-    BackendSpec,
     Failures,
     FilesSource,
     Guards,
@@ -83,6 +82,8 @@ def load(
     spec = _Builder(path, tree, environ, env, backend, state, known, allow_python).spec()
     if spec is not None:
         destinationspec.check_tables(tree, spec)
+        if spec.backend.protocol == "vertex":
+            backendspec.check_importer(tree, spec)
     if tree.found or spec is None:
         found = [redact(problem, known) for problem in tree.found]
         raise SpecInvalid(_ordered(found, path.as_posix()))
@@ -151,7 +152,7 @@ class _Builder:
         samples, failures = taskspec.samples(self.tree), taskspec.failures(self.tree)
         taskspec.check_task(self.tree)
         output_schema = outputschema.read(self.tree, self.paths, allow_python=self.allow_python)
-        shards = self._shards()
+        shards = self._shards(backend)
         if name is None or backend is None or state is None or prompt is None or self.tree.found:
             return None
         guards = get("guards") or {}
@@ -262,18 +263,27 @@ class _Builder:
             message = f'"{encoding}" is not a text encoding that Python knows'
             self.tree.problem(place, "GB204", message, "for example utf-8, utf-16, cp1252, latin-1")
 
-    def _shards(self) -> ShardLimits:
-        most = MAX_SHARD_BYTES
+    def _shards(self, backend: BackendSpec | None) -> ShardLimits:
+        task = self.tree.get("task") if self.tree.sound("task") else None
+        ceiling = backendspec.ceilings(backend.protocol if backend else "gemini", task or "generate_content")
+        most = min(MAX_SHARD_BYTES, ceiling.max_bytes)
         if self.tree.sound("shards", "max_bytes"):
             most = byte_count(self.tree.get("shards", "max_bytes"))
             shape.check_bounds(self.tree, ("shards", "max_bytes"), most, "bytes")
+            self._under("max_bytes", most, ceiling.max_bytes)
         tokens = self.tree.get("concurrency", "max_enqueued_tokens")
         if isinstance(tokens, int):
             # A shard over the limit could never be submitted.
             most = min(most, tokens * BYTES_PER_TOKEN)
-        return ShardLimits(
-            max_requests=self.tree.get("shards", "max_requests") or MAX_REQUESTS, max_bytes=most
-        )
+        max_requests = self.tree.get("shards", "max_requests") or MAX_REQUESTS
+        self._under("max_requests", max_requests, ceiling.max_requests)
+        return ShardLimits(max_requests=max_requests, max_bytes=most)
+
+    def _under(self, key: str, value: Json, ceiling: int) -> None:
+        """Report a limit above the service's own."""
+        if self.tree.sound("shards", key) and isinstance(value, int) and value > ceiling:
+            message = f'"{key}" must be at most {ceiling:,}, the service\'s own limit; it is {value:,}'
+            self.tree.problem(("shards", key), "GB105", message)
 
 
 def _clean_glob(glob: str) -> str:
@@ -292,6 +302,10 @@ def _generation_config(config: Mapping[str, Json]) -> Mapping[str, Json]:
 _ADDED: tuple[tuple[tuple[str, ...], Json], ...] = (
     (("prevent_destroy",), False),
     (("backend", "mode"), "batch"),
+    (("backend", "like"), "gemini"),
+    (("backend", "project"), None),
+    (("backend", "location"), None),
+    (("backend", "staging_uri"), None),
     (("embed_content_config",), {}),
     (("title",), None),
     (("normalize",), False),

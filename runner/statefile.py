@@ -40,6 +40,37 @@ def load_state(data: bytes, name: str) -> State:
         raise StateUnreadable(f"{name} is not a state of gbrun: {error}") from error
 
 
+class Moved(NamedTuple):
+    """What stands in the place of a root that was moved."""
+
+    to: str
+    """Where the state is now, for people."""
+    lineage: str
+    serial: int
+    """Of the root when it was moved."""
+
+
+def dump_moved(moved: Moved) -> bytes:
+    """The note in the form of a root: whoever takes it for one refuses it."""
+    return _dump("moved", moved._asdict())
+
+
+def load_moved(data: bytes, name: str) -> Moved | None:
+    """The note, None for anything else. Raises StateUnreadable for one that was edited."""
+    if b'"moved"' not in data:
+        return None
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(body, dict) or body.get("kind") != "moved":
+        return None
+    try:
+        return Moved(**_load("moved", data, name))
+    except TypeError as error:
+        raise StateUnreadable(f"{name} is not a note of gbrun: {error}") from error
+
+
 def dump_attempt(attempt: Attempt) -> bytes:
     """An attempt as indented JSON with its version and digest."""
     body = asdict(attempt)

@@ -45,12 +45,12 @@ def choose(
     except ValueError as error:
         tree.problem(("state",), "GB106", f'"{written}" {error}', "write gs://bucket/folder")
         return None, None
-    return _cache(Path(paths.folder), name, uri), uri
+    return cache(Path(paths.folder), name, uri), uri
 
 
 def _given(override: str | Path, folder: Path, name: str | None) -> tuple[Path | None, GcsUri | None]:
     place = parse(override, "--state")
-    return (place, None) if isinstance(place, Path) else (_cache(folder, name, place), place)
+    return (place, None) if isinstance(place, Path) else (cache(folder, name, place), place)
 
 
 def parse(written: str | Path, option: str) -> Path | GcsUri:
@@ -66,8 +66,8 @@ def parse(written: str | Path, option: str) -> Path | GcsUri:
     return Path(os.path.abspath(written))
 
 
-def _cache(folder: Path, name: str | None, uri: GcsUri) -> Path | None:
-    """What this machine keeps of a state that lies elsewhere: an index, and the emulator of a local backend."""
+def cache(folder: Path, name: str | None, uri: GcsUri) -> Path | None:
+    """What this machine keeps of a state that lies elsewhere: an index, a local backend's emulator."""
     if name is None:
         return None
     digest = hashlib.sha256(str(uri).encode("utf-8", "surrogateescape")).hexdigest()

@@ -24,7 +24,7 @@ import orjson
 
 from runner import parts, statefile
 from runner.blobs import BlobChanged, BlobExists, BlobMissing, Blobs
-from runner.errors import StateChanged, StateUnreadable
+from runner.errors import StateChanged, StateForeign, StateUnreadable
 from runner.model import Attempt, AttemptState, Json, ResponseRef, State, Stored
 
 ROOT = "state.json"
@@ -49,12 +49,20 @@ class Store:
     def load(self) -> tuple[State | None, str]:
         """The root and its version; (None, "") where there is no state yet.
 
-        Raises StateUnreadable, naming the newest root of the history that can be read.
+        Raises StateUnreadable, naming the newest root of the history that can be read, and
+        StateForeign where the state was moved to another place.
         """
         try:
             data, version = self.blobs.read(ROOT)
         except BlobMissing:
             return None, ""
+        moved = statefile.load_moved(data, f"{self.label}/{ROOT}")
+        if moved is not None:
+            raise StateForeign(
+                f"{self.label} is closed: the state was moved to {moved.to} at serial {moved.serial}",
+                hint="name that place with `state:` or --state, or bring it back with"
+                f" gbrun state migrate SPEC --from {moved.to}",
+            )
         try:
             return statefile.load_state(data, f"{self.label}/{ROOT}"), version
         except StateUnreadable as error:
@@ -109,14 +117,12 @@ class Store:
     def lock_holder(self) -> dict[str, Json] | None:
         """What the holder of the lock says of itself; None where nobody holds it."""
         words = self.blobs.read_lock(LOCK)
-        if words is None:
-            return None
-        try:
-            said = orjson.loads(words)
-        except orjson.JSONDecodeError:
-            # It has the lock and has not said who it is yet.
-            said = None
-        return said if isinstance(said, dict) else {}
+        return None if words is None else _holder(words)
+
+    def free_lock(self, id_: str) -> bool:
+        """Free the lock of this holder, which is gone; False where a lock ends with its process."""
+        words = self.blobs.read_lock(LOCK)
+        return words is not None and _holder(words).get("id") == id_ and self.blobs.free_lock(LOCK, words)
 
     # ------------------------------------------------------------ attempts
 
@@ -287,6 +293,15 @@ class Store:
                 continue
             return name
         return ""
+
+
+def _holder(words: bytes) -> dict[str, Json]:
+    try:
+        said = orjson.loads(words)
+    except orjson.JSONDecodeError:
+        # It has the lock and has not said who it is yet.
+        said = None
+    return said if isinstance(said, dict) else {}
 
 
 def response_name(token: str, part: int) -> str:

@@ -261,7 +261,10 @@ def test_a_model_inside_of_a_package(load: Callable[..., Spec], folder: Path) ->
 # ---------------------------------------------------------------- what is left behind
 
 
-def test_nothing_is_left_behind(load: Callable[..., Spec], folder: Path) -> None:
+def test_nothing_is_left_behind(
+    load: Callable[..., Spec], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     before = (list(sys.path), set(sys.modules), sys.dont_write_bytecode)
     load()
     load()

@@ -126,7 +126,7 @@ def refuse_fleeting(job: Job, allowed: bool) -> None:
     if os.environ.get("CI", "").lower() == "true" and job.spec.backend.paid and not allowed:
         raise GuardRefused(
             "the state is a folder of a CI machine, and the backend is paid: what is lost is paid again",
-            hint="set `state: gs://bucket/folder`, or keep the folder between runs and add --allow-local-state",
+            hint="set `state: gs://bucket/folder`, or keep the folder and add --allow-local-state",
         )
 
 

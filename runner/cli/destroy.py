@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def command(auto_approve: bool, wait_timeout: float | None, lock_timeout: float, **given: Any) -> int:
     """Cancel the jobs of SPEC, delete what it made at the service, and put its state aside.
 
-    The state folder is renamed to FOLDER.destroyed-SERIAL, with everything that came back; destinations
-    stay as they are. Refused where the spec applied last says `lifecycle.prevent_destroy: true`.
+    Its folder is renamed to FOLDER.destroyed-SERIAL, with everything that came back; destinations stay as
+    they are. Refused where the spec applied last says `lifecycle.prevent_destroy: true`.
     """
     from runner import destruction
     from runner.cli import execution, terminal
@@ -41,10 +41,21 @@ def command(auto_approve: bool, wait_timeout: float | None, lock_timeout: float,
                 return Exit.IN_PROGRESS
             run.backend.close()
             job.index.close()
-            target = destruction.archive(job.spec.state, run.ledger.state.serial)
-        label = Path(job.state_label).with_name(target.name).as_posix()
+            label = _put_aside(job, run.ledger.state.serial)
         click.echo(f"Destroyed. The state lies in {label}; destinations were not touched.")
     return Exit.CONVERGED
+
+
+def _put_aside(job: Job, serial: int) -> str:
+    """Put the state aside and say where it lies."""
+    from runner import destruction, migration
+    from runner.cli.job import store_at
+
+    uri = job.spec.state_uri
+    if uri is not None:
+        return migration.put_aside(job.store, uri, serial, lambda place: store_at(place, None)).label
+    target = destruction.archive(job.spec.state, serial)
+    return Path(job.state_label).with_name(target.name).as_posix()
 
 
 def _empty(job: Job, run: Run, auto_approve: bool, wait_timeout: float | None) -> bool:

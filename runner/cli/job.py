@@ -256,7 +256,7 @@ def open_store(spec: Spec) -> Store:
     return store_at(spec.state_uri or spec.state, spec.state)
 
 
-def store_at(place: Path | GcsUri, cache_folder: Path) -> Store:
+def store_at(place: Path | GcsUri, cache_folder: Path | None) -> Store:
     """The store of the state in a folder or a bucket; `cache_folder` may hold an index of it here."""
     if isinstance(place, Path):
         return Store(LocalBlobs(place), cache_folder, _relative(place))

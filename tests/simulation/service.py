@@ -14,7 +14,7 @@ from runner.errors import BackendError, SubmissionDeferred, SubmissionRefused, S
 from runner.model import Job, JobState, Upload
 
 from .process import Crash, Process
-from .shape import answer
+from .shape import answer, is_cut
 
 if TYPE_CHECKING:
     from .world import World
@@ -32,8 +32,10 @@ class Fate:
     """Keys that get no line."""
     errors: Mapping[str, int] = field(default_factory=dict)
     """Keys that get an error of this code."""
-    ok: frozenset[str] = frozenset()
+    answered: frozenset[str] = frozenset()
     """Keys that get an answer."""
+    ok: frozenset[str] = frozenset()
+    """Those of them whose answer is whole."""
     data: bytes = b""
     """The output."""
 
@@ -121,7 +123,8 @@ class Service(MemoryBackend):
             errors |= dict.fromkeys(_some(rng, answered), 3)
         fate.errors = errors
         fate.lost = frozenset(keys) - set(part)
-        fate.ok = frozenset(part) - set(errors)
+        fate.answered = frozenset(part) - set(errors)
+        fate.ok = fate.answered - {line["key"] for line in lines if is_cut(line)}
         fate.data = self._output(lines, fate, rng)
         self.fates[job_name] = fate
 
@@ -132,7 +135,7 @@ class Service(MemoryBackend):
             key = line["key"]
             if key in fate.errors:
                 out.append({"key": key, "error": {"code": fate.errors[key], "message": "no"}})
-            elif key in fate.ok:
+            elif key in fate.answered:
                 out.append({"key": key, **answer(line)})
         if out and faults.take("duplicate_rows"):
             again = rng.choice(out)

@@ -24,6 +24,7 @@ from runner.model import (
 from runner.render import Renderer
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+ENOUGH_TOKENS = 200
 RECORDS = "records.jsonl"
 ERRORS = "records.errors.jsonl"
 SPEC_DIGEST = "5" * 16
@@ -39,6 +40,8 @@ class Shape:
     schema: bool
     identical: bool
     """Whether some documents stand there twice."""
+    remedied: bool = False
+    """Whether some answers are cut until more tokens are allowed, and the spec has a remedy for it."""
 
     def texts(self) -> Mapping[str, str]:
         """Key -> text, in input order."""
@@ -81,28 +84,45 @@ def make_spec(folder: Path, shape: Shape, *, max_attempts: int, max_jobs: int, c
         output_schema=SCHEMA if shape.schema else None,
         destinations=(Destination(path=RECORDS),),
         shards=ShardLimits(max_requests=shape.per_shard, max_bytes=1_000_000),
-        failures=Failures(max_ratio=1.0, max_attempts=max_attempts),
+        failures=Failures(
+            max_ratio=1.0,
+            max_attempts=3 if shape.remedied else max_attempts,
+            remedies={"truncated": {"max_output_tokens": "x2"}} if shape.remedied else {},
+        ),
+        generation_config={"max_output_tokens": ENOUGH_TOKENS // 2} if shape.remedied else {},
         max_jobs=max_jobs,
         cleanup=cleanup,
     )
 
 
 @functools.cache
-def renderer(schema: bool) -> Renderer:
+def renderer(shape: Shape) -> Renderer:
     """The renderer; pure, so lives share it."""
-    return Renderer(make_spec(Path("/"), Shape(1, 1, schema, False), max_attempts=1, max_jobs=1, cleanup=""))
+    return Renderer(make_spec(Path("/"), shape, max_attempts=1, max_jobs=1, cleanup=""))
+
+
+def is_cut(line: Mapping[str, Any]) -> bool:
+    """Whether the answer to a request ends at its limit of tokens."""
+    request = line["request"]
+    allowed = request.get("generationConfig", {}).get("maxOutputTokens", ENOUGH_TOKENS)
+    return bool(allowed < ENOUGH_TOKENS and _number(request) % 3 == 0)
+
+
+def _number(request: Mapping[str, Any]) -> int:
+    text = request["contents"][0]["parts"][0]["text"]
+    return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16)
 
 
 def answer(line: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the model answers: told by the document alone, and another one for every document."""
     request = line["request"]
-    text = request["contents"][0]["parts"][0]["text"]
-    number = int(hashlib.sha256(text.encode()).hexdigest()[:6], 16)
+    number = _number(request)
     has_schema = "responseSchema" in request.get("generationConfig", {})
     said = json.dumps({"n": number}) if has_schema else f"it says {number}"
+    reason = "MAX_TOKENS" if is_cut(line) else "STOP"
     return {
         "response": {
-            "candidates": [{"content": {"parts": [{"text": said}], "role": "model"}, "finishReason": "STOP"}],
+            "candidates": [{"content": {"parts": [{"text": said}], "role": "model"}, "finishReason": reason}],
             "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2},
             "modelVersion": "model-1",
         }

@@ -302,7 +302,7 @@ class World:
             judge_digest=JUDGE_DIGEST,
             entries=self.shape.entries(),
             read=self.shape.read,
-            renderer=renderer(self.shape.schema),
+            renderer=renderer(self.shape),
             history=index,
             workspace=workspace,
             destinations=export.look(self.spec),
@@ -327,8 +327,10 @@ class World:
         if sum(result.rows.values()) != len(self.shape.texts()):
             raise Violation("rows = ok + failed", f"{dict(result.rows)}")
         most = self.spec.failures.max_attempts
+        retry = {*Failures().retry, *self.spec.failures.remedies}
         again = any(
-            found.retryable(Failures().retry) and found.jobs < most for found in self.watch.outcomes.values()
+            found.outcome in retry and not found.remedied_by and found.jobs < most
+            for found in self.watch.outcomes.values()
         )
         # A second job of the same rows may still be out there after the first has answered them.
         live = any(attempt.state.live for attempt in self.watch.attempts.values())
@@ -360,7 +362,7 @@ def shape_of(seed: int) -> Shape:
     rng = Random(f"shape {seed}")
     # Mostly small, which is fast; what is larger comes often enough.
     shards, per_shard = rng.choice((3, 3, 3, 4, 6)), rng.choice((2, 2, 2, 3, 5))
-    return Shape(shards, per_shard, rng.random() < 0.5, rng.random() < 0.5)
+    return Shape(shards, per_shard, rng.random() < 0.5, rng.random() < 0.5, rng.random() < 0.3)
 
 
 def simulate(seed: int) -> Report:
