@@ -118,9 +118,7 @@ def _only(tree: Tree, settings: Mapping[str, Any], kind: str) -> None:
             tree.problem(("backend", key), "GB502", message, hint, key=True)
 
 
-def _vertex(
-    tree: Tree, settings: dict[str, Any], environ: Mapping[str, str], *, required: bool
-) -> None:
+def _vertex(tree: Tree, settings: dict[str, Any], environ: Mapping[str, str], *, required: bool) -> None:
     """Fill in project, location and staging_uri, and report what is missing or cannot be one."""
     for key, variable in _OF_VERTEX.items():
         written = key in settings
@@ -169,7 +167,9 @@ def _labels(tree: Tree) -> None:
     for key, value in labels.items():
         place: Place = ("labels", key)
         if key == TOKEN_LABEL:
-            tree.problem(place, "GB106", f'the label "{key}" is gbrun\'s own', "choose another name", key=True)
+            tree.problem(
+                place, "GB106", f'the label "{key}" is gbrun\'s own', "choose another name", key=True
+            )
         elif not _is_label(key) or not key[:1].isalpha():
             words = "lower-case letters, digits, `-` and `_`, at most 63, beginning with a letter"
             tree.problem(place, "GB106", f'name "{key}" of a label must be {words} on Vertex', key=True)

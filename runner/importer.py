@@ -94,7 +94,9 @@ def _walk(
     elif isinstance(value, Sequence) and not isinstance(value, str):
         in_any_of = any(step in ("anyOf", "any_of") for step in column)
         if column[-1:] == ("type",) and in_any_of:
-            yield Problem(place, "a list of types inside `anyOf` fails on Vertex", "write one branch for each")
+            yield Problem(
+                place, "a list of types inside `anyOf` fails on Vertex", "write one branch for each"
+            )
             return
         for index, item in enumerate(value):
             yield from _walk(item, (*place, index), depth, (*column, "[]"), types)

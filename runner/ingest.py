@@ -165,6 +165,9 @@ class Collector:
             self._again[stored.request_id] = remedy
         if remedy is not None:
             stored = structs.replace(stored, remedied_by=remedy.request_id, remedy=remedy.settings)
+        elif before is not None and before.remedied_by:
+            # It failed in a second job; what was sent in its place still stands for it.
+            stored = structs.replace(stored, remedied_by=before.remedied_by, remedy=before.remedy)
         return parts.dump_outcome(stored)
 
     def _is_answered(self, request_id: str) -> bool:

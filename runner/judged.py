@@ -21,8 +21,8 @@ from runner.results import Judge, dump_line
 from runner.rowtable import KnownRow
 from runner.store import Store
 
-_PAGE_ROWS = 10_000
-_WINDOW_BYTES = 32 << 20
+_PAGE_ROWS = 5_000
+_WINDOW_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)

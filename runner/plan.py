@@ -310,6 +310,8 @@ class _Planner:
         }
         found = aims.values()
         for one in found:
+            if one.is_new and one.before is not None and one.remedy is not None:
+                self._spool.link(self._ordinal, one.before.request_id, one.remedy)
             rejudged = history.rejudged(one.request_id)
             if rejudged is not None:
                 self._spool.rejudge(self._ordinal, rejudged)
@@ -377,8 +379,6 @@ class _Planner:
             request = requests[root]
             if one.remedy is not None:
                 request = Request(one.request_id, remedies.line(request.line, one.remedy))
-                if one.is_new and one.before is not None:
-                    self._spool.link(self._ordinal, one.before.request_id, one.remedy)
             wanted_by = self._spool.pend(self._ordinal, request.request_id, key)
             if not wanted_by:
                 self._writer.add(request)

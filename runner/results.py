@@ -39,9 +39,27 @@ _RPC_CODES = {
     15: "DATA_LOSS", 16: "UNAUTHENTICATED",
 }  # fmt: skip
 _NUMBERS = {name: number for number, name in _RPC_CODES.items()}
-_OF_HTTP = {400: 3, 401: 16, 403: 7, 404: 5, 408: 4, 409: 10, 429: 8, 499: 1, 500: 13, 501: 12, 503: 14, 504: 4}
+_OF_HTTP = {
+    400: 3,
+    401: 16,
+    403: 7,
+    404: 5,
+    408: 4,
+    409: 10,
+    429: 8,
+    499: 1,
+    500: 13,
+    501: 12,
+    503: 14,
+    504: 4,
+}
 """HTTP status to google.rpc code. Source: googleapis google/rpc/code.proto."""
-_OF_PHRASE = {"Bad Request": 3, "Too Many Requests": 8, "Internal Server Error": 13, "Service Unavailable": 14}
+_OF_PHRASE = {
+    "Bad Request": 3,
+    "Too Many Requests": 8,
+    "Internal Server Error": 13,
+    "Service Unavailable": 14,
+}
 _MAX_MESSAGE_CHARS = 500
 _MAX_RAW_BYTES = 100_000
 """Of a line that cannot be read; all of it is stored, this much is told."""
@@ -349,8 +367,8 @@ def _status_error(status: Json) -> dict[str, Json]:
     said = body.get("error") if isinstance(body, dict) else None
     said = said if isinstance(said, dict) else {}
     name = said.get("status") if isinstance(said.get("status"), str) else words.upper().replace(" ", "_")
-    number = said.get("code")
-    code = _NUMBERS.get(name) or _OF_HTTP.get(number if isinstance(number, int) else 0) or _OF_PHRASE.get(words)
+    number = said.get("code") if isinstance(said.get("code"), int) else 0
+    code = _NUMBERS.get(name) or _OF_HTTP.get(number) or _OF_PHRASE.get(words)
     message = said.get("message") if isinstance(said.get("message"), str) else text
     return {"code": code or 2, "message": message, "status": text[:_MAX_RAW_BYTES]}
 

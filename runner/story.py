@@ -82,6 +82,11 @@ def _came_back(chapter: Chapter) -> list[str]:
     lines = [f"  outcome: {stored.outcome}{code}"]
     if stored.message:
         lines.append(f"  because: {stored.message}")
+    if stored.remedies:
+        lines.append(f"  sent in the place of one that was {stored.remedies}")
+    if stored.remedied_by:
+        settings = json.dumps(stored.remedy, ensure_ascii=False)
+        lines.append(f"  remedied by: {stored.remedied_by} with {settings}")
     if stored.accepted:
         lines.append("  accepted: taken as final, not tried again")
     if stored.finish_reason:

@@ -14,7 +14,7 @@ import pytest
 
 from runner.backends.direct import CALLS_AT_ONCE, DirectBackend
 from runner.backends.memory import MemoryBackend
-from runner.errors import BackendError
+from runner.errors import BackendError, SubmissionRefused
 from runner.model import Job, JobState
 
 TOKEN = "gb1-0123abcd-0123456789abcdef-a1"
@@ -142,6 +142,22 @@ def test_a_cancelled_job_keeps_what_came_back(inner: Inner, tmp_path: Path) -> N
     assert done.state is JobState.CANCELLED
     assert keys(backend, done) == sorted(inner.asked)
     assert len(inner.asked) < 400
+    backend.close()
+
+
+def test_a_job_of_nothing_is_refused(inner: Inner, tmp_path: Path) -> None:
+    with pytest.raises(SubmissionRefused, match="is not there"):
+        DirectBackend(inner, tmp_path / "direct").create(
+            model="m", upload_name="direct/x", display_name=TOKEN
+        )
+
+
+def test_a_second_create_makes_no_second_job(inner: Inner, tmp_path: Path) -> None:
+    backend = DirectBackend(inner, tmp_path / "direct")
+    job = submit(backend, tmp_path, 3)
+    assert backend.create(model="m", upload_name="direct/" + TOKEN, display_name=TOKEN) == job
+    ended(backend, job)
+    assert set(inner.asked.values()) == {1}
     backend.close()
 
 

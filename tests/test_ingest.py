@@ -163,3 +163,13 @@ def test_the_counts_add_up(lines: list[bytes], state: JobState, error_code: int)
         classes = [a.outcome for a in own if getattr(a, "request_id", "") == s.request_id]
         expected = Outcome.OK if Outcome.OK in classes else classes[0] if classes else Outcome.MISSING
         assert s.outcome is expected
+
+
+def test_a_second_failure_keeps_what_was_sent_in_its_place() -> None:
+    before = make_stored("r1", Outcome.TRUNCATED, remedied_by="r2", remedy={"maxOutputTokens": 200})
+    for line in ([error_line("r1", 8)], []):
+        _, stored = ingest(["r1"], line, before={"r1": before})
+        assert (stored["r1"].remedied_by, stored["r1"].remedy) == ("r2", {"maxOutputTokens": 200})
+        assert stored["r1"].jobs == 2
+    _, stored = ingest(["r1"], [ok_line("r1", "x")], before={"r1": before})
+    assert stored["r1"].remedied_by == ""

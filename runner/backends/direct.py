@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from runner.backends import Backend
-from runner.errors import BackendError, StateError
+from runner.errors import BackendError, StateError, SubmissionRefused
 from runner.model import Job, JobState, Upload
 
 CALLS_AT_ONCE = 8
@@ -68,7 +68,11 @@ class DirectBackend:
     def create(
         self, *, model: str, upload_name: str, display_name: str, task: str = "generate_content"
     ) -> Job:
-        """See `Backend.create`; what was begun under this name goes on."""
+        """See `Backend.create`, but for one thing: what was begun under this name goes on, so that a
+        second call makes no second job.
+        """
+        if not self.upload_exists(upload_name):
+            raise SubmissionRefused(f"cannot create the job {display_name}: {upload_name} is not there")
         about = {"model": model, "task": task, "upload": upload_name}
         with self._writing():
             _replace(self._path(display_name, "job"), orjson.dumps(about))

@@ -1,38 +1,28 @@
 """The Gemini Developer API, through Google's SDK.
 
-The only module that imports the SDK, and only when a backend is made: the import takes most of
-a second. The SDK's retries stay off; `RetryingBackend` repeats what is safe to repeat.
+The SDK's retries stay off; `RetryingBackend` repeats what is safe to repeat.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from ipaddress import ip_address
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode, urlsplit
 
-from runner.backends import geminiwire
+from runner.backends import geminiwire, sdk
+from runner.backendspec import ceilings
 from runner.clock import Clock, SystemClock
-from runner.errors import (
-    BackendError,
-    StateError,
-    SubmissionDeferred,
-    SubmissionRefused,
-    SubmissionUnknown,
-)
-from runner.model import BackendSpec, Job, JobState, Json, ShardLimits, Upload
+from runner.errors import BackendError, StateError
+from runner.model import BackendSpec, Job, JobState, Json, Upload
 
 if TYPE_CHECKING:
     from google.genai import types
 
 DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
-# The SDK warns where both key variables are set; whoever sets up logging decides if that shows.
-logging.getLogger("google_genai").addHandler(logging.NullHandler())
 
 _CHUNK_BYTES = 1 << 18
 _PAGE_SIZE = 100
@@ -47,9 +37,7 @@ class GeminiBackend:
     that cannot stand in a header.
     """
 
-    # Source: 2 GB per input file, Gemini API documentation, read 2026-11-21. It names no number
-    # of requests; this one keeps a shard's files and a lost job at a size that can be handled.
-    limits = ShardLimits(max_requests=1_000_000, max_bytes=2_000_000_000)
+    limits = ceilings("gemini", "generate_content")
     poll_interval_s = 30.0
     notice = ""
 
@@ -62,7 +50,6 @@ class GeminiBackend:
         request_timeout_s: float,
         clock: Clock | None = None,
     ) -> None:
-        import httpx2
         from google import genai
 
         if not api_key.isascii() or not api_key.isprintable() or not api_key:
@@ -74,13 +61,7 @@ class GeminiBackend:
         self._clock = clock or SystemClock()
         host = urlsplit(self._base_url).hostname or ""
         self.principal = f"gemini:{host}:{hashlib.sha256(api_key.encode()).hexdigest()[:12]}"
-        # Our own client below the SDK: the SDK's hands no download out as a stream, and follows
-        # redirects, which could send a create twice. A proxy cannot reach our loopback.
-        trust_env = not _is_loopback(host)
-        tls = httpx2.create_ssl_context(trust_env=trust_env)
-        self._http = httpx2.Client(
-            timeout=request_timeout_s, follow_redirects=False, trust_env=trust_env, verify=tls
-        )
+        self._http, tls = sdk.connection(host, request_timeout_s)
         self._client = genai.Client(
             api_key=api_key,
             # Said, or GOOGLE_GENAI_USE_VERTEXAI in the environment would make it another service.
@@ -185,35 +166,13 @@ class GeminiBackend:
         self, *, model: str, upload_name: str, display_name: str, task: str = "generate_content"
     ) -> Job:
         """See `Backend.create`."""
-        from google.genai import errors
-
         what = f"cannot create the job {display_name}"
         method, body = geminiwire.create_call(task, upload_name, display_name)
-        try:
+        with sdk.submitting(what, geminiwire.problem):
             reply = self._json("post", f"{quote(geminiwire.model_path(model))}:{method}", body)
             name = reply["name"]
             if not isinstance(name, str) or not name.startswith("batches/"):
                 raise ValueError(f"the reply names no job: {json.dumps(reply)[:200]}")
-        except errors.APIError as error:
-            problem = geminiwire.problem(what, error.code, error.details)
-            kind: type[BackendError] = SubmissionUnknown
-            if problem.http_status in geminiwire.REFUSED:
-                kind = SubmissionRefused
-            elif problem.http_status == 429 and problem.status:
-                kind = SubmissionDeferred
-            raise kind(
-                problem.message,
-                hint=problem.hint,
-                status=problem.status,
-                http_status=problem.http_status,
-                transient=kind is SubmissionDeferred,
-            ) from error
-        except _unconnected() as error:
-            raise SubmissionRefused(f"{what}: no connection: {error}", transient=True) from error
-        except Exception as error:
-            # Whatever it is, it came after the request may have left: to call it harmless is to
-            # risk paying twice.
-            raise SubmissionUnknown(f"{what}: {error or type(error).__name__}") from error
         # Of the reply only the name is read: a job that exists must not get lost over the rest.
         return Job(job_name=name, display_name=display_name, state=JobState.PENDING, model=model)
 
@@ -304,7 +263,7 @@ class GeminiBackend:
                 if own is None:
                     raise
                 return geminiwire.response_line(row["key"], "error", json.dumps(own))
-            except _unconnected() as error:
+            except sdk.unconnected() as error:
                 raise BackendError(
                     f"{what}: no connection: {error}", status="UNAVAILABLE", transient=True
                 ) from error
@@ -329,23 +288,8 @@ class GeminiBackend:
         reply = self._client._api_client.request(method, path, dict(body or {}))
         return reply.body or ""
 
-    @contextmanager
-    def _speaking(self, what: str) -> Iterator[None]:
-        """Turn what the SDK and the connection raise into `BackendError`; not for `create`."""
-        import httpx2
-        from google.genai import errors
-
-        try:
-            yield
-        except errors.APIError as error:
-            raise geminiwire.problem(what, error.code, error.details) from error
-        except httpx2.HTTPError as error:
-            raise BackendError(f"{what}: {error or type(error).__name__}", transient=True) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            # What the SDK raises where a reply lacks what it takes for granted.
-            raise BackendError(
-                f"{what}: the reply cannot be understood: {error!r}"[:500], transient=True
-            ) from error
+    def _speaking(self, what: str) -> AbstractContextManager[None]:
+        return sdk.speaking(what, geminiwire.problem)
 
 
 def from_environment(spec_backend: BackendSpec, environ: Mapping[str, str]) -> GeminiBackend:
@@ -365,26 +309,6 @@ def from_environment(spec_backend: BackendSpec, environ: Mapping[str, str]) -> G
         api_version=spec_backend.api_version,
         request_timeout_s=spec_backend.request_timeout_s,
     )
-
-
-def _unconnected() -> tuple[type[Exception], ...]:
-    """What ends a call before the first byte of its request has left."""
-    import httpx2
-
-    return (
-        httpx2.ConnectError,
-        httpx2.ConnectTimeout,
-        httpx2.PoolTimeout,
-        httpx2.ProxyError,
-        httpx2.UnsupportedProtocol,
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _file_state(file: types.File) -> str:

@@ -18,13 +18,11 @@ from typing import Any
 from runner.errors import BackendError
 from runner.model import Job, JobState, Json
 
-REFUSED = {400, 401, 403, 404}
-"""HTTP codes of a create call that certainly made no job."""
 GONE = {403, 404}
 """What a missing file answers: 404, or 403 "or it may not exist".
 Source: recorded replies of the service, 2026-09."""
-_TRANSIENT = {408, 429, 500, 502, 503, 504}
-_STATES = {
+TRANSIENT = {408, 429, 500, 502, 503, 504}
+STATES = {
     "QUEUED": JobState.PENDING,
     "PENDING": JobState.PENDING,
     "RUNNING": JobState.RUNNING,
@@ -86,7 +84,7 @@ def response_line(key: str, kind: str, text: str) -> bytes:
 
 def problem(what: str, http_status: int, details: Json) -> BackendError:
     """The service's refusal in its own words; `status` stays empty where it sent no status body."""
-    said = _said(details)
+    said = error_of(details)
     other = details.get("message") if isinstance(details, dict) else ""
     status = str(said.get("status") or "")
     message = str(said.get("message") or other or "").strip()[:2000]
@@ -98,7 +96,7 @@ def problem(what: str, http_status: int, details: Json) -> BackendError:
         hint=hint,
         status=status,
         http_status=http_status,
-        transient=http_status in _TRANSIENT,
+        transient=http_status in TRANSIENT,
     )
 
 
@@ -108,7 +106,7 @@ def row_error(http_status: int, details: Json, request: Mapping[str, Json]) -> d
     That is an invalid argument (but for the API key), and a file that the request refers to and that
     is not there. None for everything else, such as a model that does not exist.
     """
-    said = _said(details)
+    said = error_of(details)
     message = str(said.get("message") or "")
     if http_status == 400:
         own = said.get("status") == "INVALID_ARGUMENT" and not _is_about_the_key(said)
@@ -121,7 +119,8 @@ def row_error(http_status: int, details: Json, request: Mapping[str, Json]) -> d
     return {"code": _RPC_CODES[http_status], "message": message, "status": said.get("status")}
 
 
-def _said(details: Json) -> Mapping[str, Json]:
+def error_of(details: Json) -> Mapping[str, Json]:
+    """The service's `error` object in a reply, empty where there is none."""
     body = details.get("error") if isinstance(details, dict) else None
     return body if isinstance(body, dict) else {}
 
@@ -142,7 +141,7 @@ def read_job(operation: Mapping[str, Any]) -> Job:
     """The job of an operation. Raises `BackendError` for a state that gbrun does not know."""
     meta = operation.get("metadata") or {}
     word = str(meta.get("state") or "").rpartition("STATE_")[2]
-    if word not in _STATES:
+    if word not in STATES:
         raise BackendError(
             f"the job {operation['name']} is in a state that is not known here: {word or '(none)'}",
             hint="look for a newer version of gbrun",
@@ -164,7 +163,7 @@ def read_job(operation: Mapping[str, Any]) -> Job:
     return Job(
         job_name=operation["name"],
         display_name=str(meta.get("displayName") or ""),
-        state=_STATES[word],
+        state=STATES[word],
         model=str(meta.get("model") or "").removeprefix("models/"),
         output_name=str(output.get("responsesFile") or inline),
         error_code=int(error.get("code") or 0),

@@ -11,6 +11,8 @@ from runner.cli.options import pick_spec, spec_options
 from runner.errors import UsageInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from runner.cli.job import Job
     from runner.story import Chapter
 
@@ -31,7 +33,7 @@ def command(key: str | None, **given: Any) -> None:
         row = job.index.row(key)
         if row is None:
             raise UsageInvalid(f"the state has no key {key!r}", hint=f"gbrun state list {job.spec.path.name}")
-        chapters = [_chapter(job, wanted.request_id) for wanted in row.wanted]
+        chapters = [_chapter(job, one) for request_id in row.ids for one in _chain(job, request_id)]
         terminal.show_lines(story.tell(row.key, row.outcome, row.bad, chapters))
 
 
@@ -48,6 +50,14 @@ def _summary(job: Job) -> list[str]:
     if job.state is not None and job.state.export is not None:
         lines += [f"Wrote {path} ({view.size(size)})" for path, (_, size) in job.state.export.files.items()]
     return lines
+
+
+def _chain(job: Job, request_id: str) -> Iterator[str]:
+    """A request and those that were sent to remedy it."""
+    while request_id:
+        yield request_id
+        stored = job.index.stored(request_id)
+        request_id = stored.remedied_by if stored is not None else ""
 
 
 def _chapter(job: Job, request_id: str) -> Chapter:

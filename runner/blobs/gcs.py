@@ -1,0 +1,435 @@
+"""Blobs in Cloud Storage: versions are generations, and every write has a precondition on one.
+
+The library repeats requests whose answer was lost. A write that is repeated meets its own first try, so
+each carries a mark of its own in the object's metadata: an object with that mark is no stranger's.
+Small blobs are sent in one request, larger ones in a resumable upload; neither is visible before all of
+its bytes are there. Locks are leases, see `lease`.
+
+Source: google-cloud-storage 3.17.1; https://cloud.google.com/storage/docs/request-preconditions,
+https://cloud.google.com/storage/docs/retry-strategy, read 2026-11-21.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from typing import Any, BinaryIO
+
+from runner.blobs import BlobChanged, BlobExists, BlobMissing, Unfinished, check_name
+from runner.blobs.lease import HEARTBEAT_S, TAKEOVER_S, Leases, steady_s
+from runner.errors import StateError, UsageInvalid
+from runner.gcsuri import GcsUri
+
+PATIENCE_S = 60.0
+"""How long a request is repeated for that fails in a way that may pass."""
+EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
+"""Address of an emulator instead of the service; the library reads it, and asks for no credentials then."""
+ONE_REQUEST_BYTES = 8 << 20
+"""Largest blob that is sent in one request; the library's own bound."""
+_CHUNK_BYTES = 8 << 20
+_MARK = "gbrun-write"
+_TIMEOUT_S = (10.0, 60.0)
+_ROLE = "roles/storage.objectUser"
+
+
+class GcsBlobs:
+    """A blob store below one address. Nothing is asked before the first call."""
+
+    def __init__(
+        self,
+        place: GcsUri,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+        takeover_s: float = TAKEOVER_S,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = steady_s,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`heartbeat_s`, `takeover_s`, `clock` and `sleep` are of the locks; see `Leases`."""
+        self.place = place
+        self._patience_s = patience_s
+        self._leases = Leases(
+            _Cells(self),
+            f"{place}/",
+            heartbeat_s=heartbeat_s,
+            takeover_s=takeover_s,
+            clock=clock,
+            sleep=sleep,
+        )
+
+    # ------------------------------------------------------------ reading
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """See `Blobs.read`."""
+        with self._asking("read", name) as blob:
+            data: bytes = blob.download_as_bytes(retry=self._retry, timeout=_TIMEOUT_S)
+            return data, str(blob.generation)
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """See `Blobs.read_range`."""
+        if length < 1:
+            self.size(name)
+            return b""
+        with self._asking("read", name) as blob:
+            return self._range(blob, offset, length)
+
+    def open(self, name: str) -> BinaryIO:
+        """See `Blobs.open`; a blob that is replaced meanwhile is an error of the stream."""
+        with self._asking("read", name) as blob:
+            first = self._range(blob, 0, _CHUNK_BYTES)
+        if len(first) < _CHUNK_BYTES:
+            return io.BytesIO(first)
+        return io.BufferedReader(_Rest(self, name, blob, first), _CHUNK_BYTES)
+
+    def size(self, name: str) -> int:
+        """See `Blobs.size`."""
+        return int(self._look(name).size)
+
+    def exists(self, name: str) -> bool:
+        """See `Blobs.exists`."""
+        try:
+            self._look(name)
+        except BlobMissing:
+            return False
+        return True
+
+    def modified_s(self, name: str) -> float:
+        """See `Blobs.modified_s`: by the service's clock."""
+        return float(self._look(name).updated.timestamp())
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """See `Blobs.list`."""
+        below = f"{self.place.name}/"
+        with self._asking("list", prefix or ".", checked=False):
+            listing = self._client.list_blobs(
+                self.place.bucket,
+                prefix=below + prefix,
+                fields="items(name),nextPageToken",
+                retry=self._retry,
+                timeout=_TIMEOUT_S,
+            )
+            names = sorted(blob.name.removeprefix(below) for blob in listing)
+        # Consoles make empty objects that stand for folders.
+        yield from (name for name in names if _is_name(name))
+
+    def range_of(self, name: str, blob: Any, offset: int, length: int) -> bytes:
+        """A range of the very generation that `blob` was read from."""
+        with self._asking("read", name):
+            return self._range(blob, offset, length, if_generation_match=blob.generation)
+
+    # ------------------------------------------------------------ writing
+
+    def create(self, name: str, data: bytes) -> str:
+        """See `Blobs.create`."""
+        check_name(name)
+        self._leases.check()
+        return self.put_new(name, io.BytesIO(data), len(data))
+
+    def create_from(self, name: str, chunks: Iterable[bytes]) -> str:
+        """See `Blobs.create_from`: what does not fit into one request waits in a temporary file."""
+        check_name(name)
+        with tempfile.SpooledTemporaryFile(ONE_REQUEST_BYTES, prefix="gbrun-") as spool:
+            for chunk in chunks:
+                try:
+                    spool.write(chunk)
+                except OSError as error:
+                    raise StateError(
+                        f"cannot write {self._uri(name)}: {error.strerror} in {tempfile.gettempdir()}",
+                        hint="free some space, or set TMPDIR to a folder that has some",
+                    ) from error
+            byte_count = spool.tell()
+            spool.seek(0)
+            self._leases.check()
+            return self.put_new(name, spool, byte_count)
+
+    def replace(self, name: str, data: bytes, version: str) -> str:
+        """See `Blobs.replace`."""
+        check_name(name)
+        self._leases.check()
+        return self.put_over(name, data, version)
+
+    def delete(self, name: str) -> None:
+        """See `Blobs.delete`."""
+        check_name(name)
+        self._leases.check()
+        try:
+            with self._asking("delete", name) as blob:
+                blob.delete(retry=self._retry, timeout=_TIMEOUT_S)
+        except BlobMissing:
+            return
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """See `Blobs.unfinished`: the service shows no upload that is not complete, and ends it itself."""
+        return iter(())
+
+    def delete_unfinished(self, name: str) -> None:
+        """See `Blobs.delete_unfinished`."""
+        raise UsageInvalid(f"{name!r} is no unfinished write")
+
+    def put_new(self, name: str, source: Any, byte_count: int) -> str:
+        """Create from a file, whatever the locks say. Raises BlobExists."""
+        version = self._put(name, source, byte_count, 0)
+        if version is None:
+            raise BlobExists(f"{self._uri(name)} exists already")
+        return version
+
+    def put_over(self, name: str, data: bytes, version: str) -> str:
+        """Replace a version, whatever the locks say. Raises BlobChanged."""
+        generation = int(version) if version.isdecimal() else 0
+        # No object has generation 0, and as a precondition it would mean that there must be none.
+        new = self._put(name, io.BytesIO(data), len(data), generation) if generation else None
+        if new is None:
+            raise BlobChanged(f"{self._uri(name)} was changed or removed by another run")
+        return new
+
+    # ------------------------------------------------------------ locks
+
+    def lock(self, name: str, holder: bytes, timeout_s: float) -> AbstractContextManager[None]:
+        """See `Blobs.lock`."""
+        return self._leases.hold(check_name(name), holder, timeout_s)
+
+    def read_lock(self, name: str) -> bytes | None:
+        """See `Blobs.read_lock`; a holder that was killed is named until it is passed over or freed."""
+        return self._leases.holder(check_name(name))
+
+    def free_lock(self, name: str, holder: bytes) -> bool:
+        """See `Blobs.free_lock`."""
+        return self._leases.free(check_name(name), holder)
+
+    # ------------------------------------------------------------ the service
+
+    @cached_property
+    def _client(self) -> Any:
+        # The library would ask for the bucket's settings in the background, for traces that nobody reads.
+        os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+        from google.cloud import storage
+
+        return storage.Client(project=None)
+
+    @cached_property
+    def _retry(self) -> Any:
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        # Every request here may be repeated: reads and deletions by nature, writes by their precondition.
+        return DEFAULT_RETRY.with_timeout(self._patience_s)
+
+    def _blob(self, name: str) -> Any:
+        bucket = self._client.bucket(self.place.bucket)
+        return bucket.blob(f"{self.place.name}/{name}")
+
+    def _look(self, name: str) -> Any:
+        """The object's metadata. Raises BlobMissing."""
+        with self._asking("read", name) as blob:
+            blob.reload(retry=self._retry, timeout=_TIMEOUT_S)
+            return blob
+
+    def _range(self, blob: Any, offset: int, length: int, **options: Any) -> bytes:
+        from google.api_core.exceptions import RequestRangeNotSatisfiable
+
+        try:
+            data: bytes = blob.download_as_bytes(
+                start=offset,
+                end=offset + length - 1,
+                # The service knows the checksum of the whole only.
+                checksum=None,
+                # In one piece, so that what comes is of one generation.
+                single_shot_download=True,
+                retry=self._retry,
+                timeout=_TIMEOUT_S,
+                **options,
+            )
+        except RequestRangeNotSatisfiable:
+            return b""
+        return data
+
+    def _put(self, name: str, source: Any, byte_count: int, generation: int) -> str | None:
+        """Write where the object has this generation (0: none); the new one, None where it has not."""
+        mark = secrets.token_hex(16)
+        with self._asking("write", name, missing=False) as blob:
+            blob.metadata = {_MARK: mark}
+            blob.chunk_size = _CHUNK_BYTES
+            try:
+                blob.upload_from_file(
+                    source,
+                    size=byte_count,
+                    content_type="application/gzip" if name.endswith(".gz") else "application/json",
+                    if_generation_match=generation,
+                    retry=self._retry,
+                    timeout=_TIMEOUT_S,
+                )
+                return str(blob.generation)
+            except Exception as error:
+                # 404 and 410: of an upload that was complete before its answer was lost.
+                if _status(error) not in (404, 410, 412):
+                    raise
+                found = self._ours(name, mark)
+                if found is None and _status(error) != 412:
+                    raise
+                return found
+
+    def _ours(self, name: str, mark: str) -> str | None:
+        """The generation that a write with this mark made, where it is still there."""
+        try:
+            found = self._look(name)
+        except BlobMissing:
+            return None
+        return str(found.generation) if (found.metadata or {}).get(_MARK) == mark else None
+
+    def _uri(self, name: str) -> str:
+        return f"{self.place}/{name}"
+
+    @contextmanager
+    def _asking(self, verb: str, name: str, *, missing: bool = True, checked: bool = True) -> Iterator[Any]:
+        """The object, for calls whose errors become errors of the state."""
+        if checked:
+            check_name(name)
+        try:
+            yield self._blob(name)
+        except (StateError, UsageInvalid):
+            raise
+        except Exception as error:
+            found = _translated(error, f"cannot {verb} {self._uri(name)}", self.place.bucket, missing=missing)
+            if found is None:
+                raise
+            if isinstance(found, BlobMissing):
+                raise BlobMissing(f"{self._uri(name)} is missing") from None
+            raise found from error
+
+
+class _Cells:
+    """What the locks read and write, without a look at the locks."""
+
+    def __init__(self, blobs: GcsBlobs) -> None:
+        self._blobs = blobs
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """See `Blobs.read`."""
+        return self._blobs.read(name)
+
+    def create(self, name: str, data: bytes) -> str:
+        """See `Blobs.create`."""
+        return self._blobs.put_new(name, io.BytesIO(data), len(data))
+
+    def replace(self, name: str, data: bytes, version: str) -> str:
+        """See `Blobs.replace`."""
+        return self._blobs.put_over(name, data, version)
+
+
+class _Rest(io.RawIOBase):
+    """A blob larger than one range, read range by range."""
+
+    def __init__(self, blobs: GcsBlobs, name: str, blob: Any, first: bytes) -> None:
+        self._blobs = blobs
+        self._name = name
+        self._blob = blob
+        self._at = 0
+        self._ready: bytes = first
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase.readinto`."""
+        if not self._ready:
+            self._ready = self._blobs.range_of(self._name, self._blob, self._at, _CHUNK_BYTES)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        self._at += count
+        return count
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name)
+    except UsageInvalid:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- errors
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status behind an error of the library, 0 where there is none."""
+    from google.api_core.exceptions import GoogleAPICallError, RetryError
+
+    if isinstance(error, RetryError) and error.cause is not None:
+        return _status(error.cause)
+    if isinstance(error, GoogleAPICallError):
+        return int(error.code or 0)
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
+
+
+def _said(error: BaseException) -> str:
+    """The service's own words, without the request's address."""
+    cause = getattr(error, "cause", None) or error
+    words = str(getattr(cause, "message", "") or cause)
+    return re.sub(r"^[A-Z]+ https?://\S+: ", "", words).strip()[:300] or type(cause).__name__
+
+
+def _translated(error: Exception, what: str, bucket: str, *, missing: bool) -> StateError | None:
+    """An error of the library as one of the state; None for what is none of its errors."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError, TransportError
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+
+    if isinstance(error, DataCorruption):
+        return StateError(f"{what}: bytes were damaged on the way", hint="run the command again")
+    if isinstance(error, DefaultCredentialsError):
+        return StateError(
+            f"{what}: there are no credentials",
+            hint="gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
+        )
+    if isinstance(error, RefreshError):
+        return StateError(
+            f"{what}: the credentials are no longer accepted ({_said(error)})",
+            hint="gcloud auth application-default login",
+        )
+    status = _status(error)
+    if status:
+        return _of_status(status, error, what, bucket, missing=missing)
+    if isinstance(error, OSError | TransportError | GoogleAPIError):
+        cause = getattr(error, "cause", None) or error
+        emulator = os.environ.get(EMULATOR_VARIABLE)
+        return StateError(
+            f"{what}: Cloud Storage cannot be reached ({type(cause).__name__})",
+            hint=f"{EMULATOR_VARIABLE} is {emulator!r}: is an emulator running there?"
+            if emulator
+            else "look at the network, then run the command again",
+        )
+    if isinstance(error, GoogleAuthError | InvalidResponse):
+        return StateError(f"{what}: {_said(error)}", hint="gcloud auth application-default login")
+    return None
+
+
+def _of_status(status: int, error: Exception, what: str, bucket: str, *, missing: bool) -> StateError:
+    if status == 404 and missing and "bucket does not exist" not in _said(error):
+        return BlobMissing(what)
+    if status == 404:
+        return StateError(
+            f"{what}: there is no bucket {bucket!r}",
+            hint=f"make it (gcloud storage buckets create gs://{bucket}), or name another with `state:`",
+        )
+    if status == 403:
+        return StateError(
+            f"{what}: no right to do that ({_said(error)})",
+            hint=f"grant {_ROLE} on gs://{bucket} to the account that runs gbrun",
+        )
+    if status == 401:
+        return StateError(
+            f"{what}: the credentials are not accepted (401)", hint="gcloud auth application-default login"
+        )
+    if status == 412:
+        return StateError(f"{what}: it was changed while it was being read", hint="run the command again")
+    return StateError(
+        f"{what}: Cloud Storage answers {status} ({_said(error)})", hint="run the command again"
+    )
