@@ -14,7 +14,7 @@ from typing import Protocol
 import orjson
 from msgspec import structs
 
-from runner import parts
+from runner import parts, remedies
 from runner.model import Answer, Attempt, JobState, Outcome, ResponseRef, Stored
 from runner.remedies import Remedy
 from runner.results import Judge, Stray, rpc_code
@@ -151,7 +151,7 @@ class Collector:
             usage=answer.usage,
             model_version=answer.model_version,
             finish_reason=answer.finish_reason,
-            remedies=remedied.outcome if remedied else "",
+            remedies=remedies.told(remedied.remedy) if remedied else "",
         )
         self._again.pop(stored.request_id, None)
         if answer.outcome is Outcome.OK:

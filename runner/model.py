@@ -349,7 +349,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     remedy: Mapping[str, Json] = {}
     """How that one differs from the request that was rendered: names of generationConfig, as sent."""
     remedies: str = ""
-    """Outcome class of the request that this one stands for, empty where it stands for none."""
+    """What this one changes of the request that it stands for, in words; empty where it stands for none."""
 
     def retryable(self, classes: Collection[str]) -> bool:
         """Whether the spec wants this class sent again, and nobody said that it need not."""

@@ -76,8 +76,9 @@ def aim(
         remedy = Remedy(last.remedied_by, last.remedy)
         after = stored(remedy.request_id)
         unwanted = retry == "none" or last.outcome not in spec.failures.remedies
-        if after is None and live(remedy.request_id) is None and unwanted:
-            # Never sent, and the spec has taken it back.
+        used_up = last.jobs >= spec.failures.max_attempts
+        if after is None and live(remedy.request_id) is None and (unwanted or used_up):
+            # Never sent, and the spec has taken it back, or a second job has used the last attempt.
             return found
         found = Aim(remedy.request_id, after, remedy, last)
     if last is None or retry == "none" or last.jobs >= spec.failures.max_attempts or live(found.request_id):
@@ -86,6 +87,11 @@ def aim(
     if remedied is None:
         return found
     return Aim(remedied.request_id, stored(remedied.request_id), remedied, last)
+
+
+def told(settings: Mapping[str, Json]) -> str:
+    """What a remedy changes, in words: `maxOutputTokens 2048`."""
+    return ", ".join(f"{name} {settings[name]}" for name in sorted(settings))
 
 
 def line(sent: bytes, remedy: Remedy) -> bytes:

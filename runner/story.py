@@ -83,7 +83,7 @@ def _came_back(chapter: Chapter) -> list[str]:
     if stored.message:
         lines.append(f"  because: {stored.message}")
     if stored.remedies:
-        lines.append(f"  sent in the place of one that was {stored.remedies}")
+        lines.append(f"  sent in the place of another, with {stored.remedies}")
     if stored.remedied_by:
         settings = json.dumps(stored.remedy, ensure_ascii=False)
         lines.append(f"  remedied by: {stored.remedied_by} with {settings}")
@@ -98,7 +98,8 @@ def _came_back(chapter: Chapter) -> list[str]:
     if isinstance(answer, Answer):
         text = answer.text or (answer.raw if isinstance(answer.raw, str) else "")
         if answer.repaired:
-            lines.append(f"  JSON found in: {answer.repaired}")
+            found = "repaired by json_repair" if answer.repaired == "library" else f"found in {answer.repaired}"
+            lines.append(f"  JSON {found}")
         if text:
             lines += ["  answer:", *quoted(text)]
     elif not chapter.response:

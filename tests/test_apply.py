@@ -738,7 +738,7 @@ def test_a_remedy_goes_on_within_one_apply_and_the_next_plan_is_empty(new_world:
     assert result.complete
     assert dict(result.sent) == {"truncated": 12, "ok": 6}
     assert result.rows == {"ok": 6}
-    assert {record["_remedied"] for record in records_of(world)} == {"truncated"}
+    assert {record["_remedied"] for record in records_of(world)} == {"maxOutputTokens 400"}
     assert not world.plan_has_changes()
     # Also once the remedy is gone from the spec.
     world.write(SPEC + LIMITED)

@@ -37,9 +37,11 @@ ORDER = words("""
     emulator emulator.patterns emulator.messages emulator.wire emulator.database emulator.faults
     emulator.files emulator.gcswire emulator.gcs
     emulator.jobs emulator.values emulator.answers emulator.embeddings emulator.spoils
-    emulator.rules emulator.operations emulator.replies emulator.rows emulator.service emulator.worker
-    emulator.gcsroutes emulator.handler emulator.server emulator.foreground emulator.__main__ emulator.process
-    backends backends.memory backends.geminiwire backends.gemini backends.local backends.direct backends.retry
+    emulator.rules emulator.operations emulator.replies emulator.rows emulator.vertexfile emulator.vertexrows
+    emulator.vertex emulator.service emulator.worker
+    emulator.gcsroutes emulator.vertexroutes emulator.handler emulator.server emulator.foreground emulator.__main__ emulator.process
+    backends backends.memory backends.sdk backends.geminiwire backends.gemini backends.vertexwire
+    backends.vertexstaging backends.vertex backends.local backends.direct backends.retry
     decide principal ledger purge run submission collection finish apply
     cancellation reconcile adoption destruction migration
     events view story trial
@@ -49,8 +51,8 @@ ORDER = words("""
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip
 PURE = words("""
-    errors gcsuri model globs sealing statefile parts sandbox response_schema validator recordtypes render
-    remedies shard rowclass plan causes repair answer_json results records ingest backends.geminiwire decide events
+    errors gcsuri model globs sealing statefile parts sandbox response_schema importer validator recordtypes render
+    remedies shard rowclass plan causes repair answer_json results records ingest backends.geminiwire backends.vertexwire decide events
     view story
 """)  # fmt: skip
 # What the pure modules may stand on, so that they run inside any other engine.
@@ -172,7 +174,11 @@ def test_the_table_of_the_architecture_has_the_same_order(checkout: Path) -> Non
 
 
 GOOGLE = {
+    "backends.sdk": ("google.genai", "google.auth"),
     "backends.gemini": ("google.genai",),
+    "backends.vertex": ("google.genai", "google.auth", "google.oauth2"),
+    "backends.vertexstaging": ("google.cloud", "google.api_core", "google.auth"),
+    "backends.local": ("google.oauth2",),
     "blobs.gcs": ("google.cloud", "google.api_core", "google.auth"),
 }
 
@@ -190,7 +196,8 @@ def test_google_is_imported_in_few_places_and_late() -> None:
 def test_the_backends_are_imported_late_by_the_commands() -> None:
     for name, ones in FOUND.items():
         for one in ones:
-            if one.name in ("runner.backends.gemini", "runner.backends.local") and not one.typing:
+            names = ("runner.backends.gemini", "runner.backends.vertex", "runner.backends.local")
+            if one.name in names and not one.typing:
                 assert one.lazy or name == "backends.local", f"{name}:{one.line}"
             if one.name == "runner.blobs.gcs" and not one.typing:
                 assert one.lazy, f"{name}:{one.line}"

@@ -56,9 +56,9 @@ def test_one_answer() -> None:
 
 
 def test_a_remedied_answer_says_so() -> None:
-    assert records.combined([sample({"a": 1}, remedies="truncated")], asking(1)) == {
+    assert records.combined([sample({"a": 1}, remedies="maxOutputTokens 200")], asking(1)) == {
         "a": 1,
-        "_remedied": "truncated",
+        "_remedied": "maxOutputTokens 200",
     }
 
 

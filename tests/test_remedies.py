@@ -127,6 +127,7 @@ def test_a_remedy_that_was_never_sent_is_sent_or_forgotten() -> None:
     assert (found.request_id, found.stored, found.is_new) == (remedied, None, False)
     assert aim("r1", outcomes, make_spec()).stored == outcomes["r1"]
     assert aim("r1", outcomes, spec(), retry="none").stored == outcomes["r1"]
+    assert aim("r1", outcomes, spec(max_attempts=1)).stored == outcomes["r1"]
 
 
 def test_a_chain_ends_with_the_attempts() -> None:

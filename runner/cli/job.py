@@ -209,7 +209,17 @@ class Job:
             from runner.backends import local
 
             faults = Path(settings.faults) if settings.faults else None
-            started = local.start(self.spec.state / "emulator", faults, settings.request_timeout_s)
+            started = local.start(
+                self.spec.state / "emulator",
+                faults,
+                settings.request_timeout_s,
+                like=settings.like,
+                labels=self.spec.labels,
+            )
+        elif settings.type == "vertex":
+            from runner.backends import vertex
+
+            started = vertex.from_environment(settings, self.spec.labels, os.environ)
         else:
             from runner.backends import gemini
 

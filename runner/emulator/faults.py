@@ -29,6 +29,7 @@ they belong to the rule's text.
 | failed | ends FAILED with a google.rpc code | code (13), message, partial |
 | expired | ends EXPIRED | partial |
 | cancelled | ends CANCELLED, as if someone else had asked | partial |
+| partially_succeeded | ends PARTIALLY_SUCCEEDED | partial |
 | stuck_pending | stays PENDING | seconds |
 
 `partial` is the share of rows, from the first on, whose answers are there all the same (default 0:
@@ -86,6 +87,7 @@ Tally = Callable[[str], int]
 FILE_KINDS = frozenset({"shuffled", "half_line"})
 LINE_KINDS = FILE_KINDS | {"missing", "duplicate", "null_line", "extra_line"}
 _EMBEDDING_KINDS = frozenset({"empty_embedding", "short_embedding"})
+_ENDING_EARLY = ("failed", "expired", "cancelled", "partially_succeeded")
 _KINDS_OF_ONE = {"cut_body": ("download", "storage_read"), "no_file": ("upload",)}
 _KINDS_OF_BOTH = LINE_KINDS | {"row_error", "unknown_fields"}
 _R = TypeVar("_R", bound="_Counted")
@@ -118,7 +120,7 @@ class HttpRule(_Counted, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class JobRule(_Counted, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One line of `jobs`."""
 
-    kind: Literal["failed", "expired", "cancelled", "stuck_pending"]
+    kind: Literal["failed", "expired", "cancelled", "partially_succeeded", "stuck_pending"]
     code: Code | None = None
     message: str | None = None
     partial: Ratio | None = None
@@ -268,7 +270,7 @@ def _problems(plan: FaultPlan) -> list[str]:
         place = f"jobs[{index}]"
         found += _only(place, "code", job.code, job.kind, ("failed",))
         found += _only(place, "message", job.message, job.kind, ("failed",))
-        found += _only(place, "partial", job.partial, job.kind, ("failed", "expired", "cancelled"))
+        found += _only(place, "partial", job.partial, job.kind, _ENDING_EARLY)
         found += _only(place, "seconds", job.seconds, job.kind, ("stuck_pending",))
         if job.kind == "stuck_pending" and job.seconds is None:
             found.append(f"{place}: kind stuck_pending needs seconds")

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import orjson
 
-from runner.emulator import gcsroutes, wire
+from runner.emulator import gcsroutes, vertexroutes, wire
 from runner.emulator.faults import HttpRule
 from runner.emulator.messages import Problem, check
 from runner.emulator.wire import ApiError
@@ -109,6 +109,9 @@ class Handler(BaseHTTPRequestHandler):
                 # Names of objects may hold a quoted `/`.
                 gcsroutes.answer(self, parts.path, self._query)
                 return
+            if vertexroutes.concerns(parts.path):
+                vertexroutes.answer(self, unquote(parts.path), self._query)
+                return
             self._dispatch(unquote(parts.path))
         except ApiError as error:
             self.send(error.body(), error.http_status)
@@ -126,11 +129,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         body = self.body()
         rule = self.server.service.plan.strike_http(_OPERATIONS[name], self.server.service.tally)
-        self._before(rule)
+        self.before(rule)
         if name == "download":
             self._download(found["file"], rule)
             return
-        self._reply(self._call(name, found, body), rule)
+        self.reply(self._call(name, found, body), rule)
 
     def _call(self, name: str, found: re.Match[str], body: bytes) -> Any:
         service = self.server.service
@@ -167,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
             info = {"@type": kind, "reason": "API_KEY_INVALID", "domain": "googleapis.com"}
             raise ApiError(400, "API key not valid. Please pass a valid API key.", [info])
 
-    def _before(self, rule: HttpRule | None) -> None:
+    def before(self, rule: HttpRule | None) -> None:
         """Faults that strike before any work."""
         if rule is None:
             return
@@ -180,7 +183,8 @@ class Handler(BaseHTTPRequestHandler):
         if rule.kind == "slow":
             time.sleep(rule.delay_s or 0)
 
-    def _reply(self, body: Any, rule: HttpRule | None, **headers: str) -> None:
+    def reply(self, body: Any, rule: HttpRule | None, **headers: str) -> None:
+        """Answer with 200, unless the answer is to be lost."""
         if rule and rule.kind == "lost_reply":
             raise _Dropped
         self.send(body, 200, **headers)
@@ -192,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("X-Goog-Upload-Protocol") != "resumable":
             raise ApiError(400, "Only resumable uploads are supported here.")
         body = _parsed(self.body() or b"{}")
-        self._before(self._struck_upload("start"))
+        self.before(self._struck_upload("start"))
         try:
             file = check("CreateFile", body).get("file", {})
         except Problem as problem:
@@ -213,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
         if not commands or not commands <= {"upload", "finalize", "query"}:
             raise ApiError(400, "Unknown X-Goog-Upload-Command.")
         rule = self._struck_upload("end") if "finalize" in commands else None
-        self._before(rule)
+        self.before(rule)
         if "upload" in commands:
             offset = self.headers.get("X-Goog-Upload-Offset", "")
             if not offset.isdecimal():
@@ -230,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         file = files.get(files.finalize(upload), self.base_url())
         body = {} if rule and rule.kind == "no_file" else {"file": file}
-        self._reply(body, rule, **headers, **{"x-goog-upload-status": "final"})
+        self.reply(body, rule, **headers, **{"x-goog-upload-status": "final"})
 
     def _struck_upload(self, moment: str) -> HttpRule | None:
         service = self.server.service

@@ -26,6 +26,8 @@ from runner.emulator.faults import RowRule
 
 _CLAIM_S = 2.0
 CANCELLED_MESSAGE = "Batch was cancelled."
+ON_VERTEX = "input_file LIKE 'gs://%'"
+"""Which records of the table are jobs on Vertex, in SQL."""
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -47,7 +49,7 @@ class Job:
     display_name: str
     model: str
     input_file: str
-    """`files/...`, empty for inline requests."""
+    """`files/...`, empty for inline requests; `gs://...` on Vertex."""
     state: str
     created_ns: int
     updated_ns: int
@@ -68,6 +70,11 @@ class Job:
     """Rows answered before a cancellation, -1 where that is for the computing process to say."""
     claim: str
     claimed_until: float
+
+    @property
+    def on_vertex(self) -> bool:
+        """Whether the job was made on Vertex."""
+        return self.input_file.startswith("gs://")
 
     @property
     def ended(self) -> bool:
@@ -96,13 +103,14 @@ class Jobs:
         seed: int,
         row_rules: list[RowRule],
         ending: Ending,
+        job_id: str = "",
     ) -> Job:
-        """Record a job; `source` is the uploaded file, or the lines of inline requests.
+        """Record a job; `source` is the uploaded file, or the lines of its requests.
 
         Raises:
             FileNotFoundError: the uploaded file was deleted in between.
         """
-        job_id = wire.new_id(36)
+        job_id = job_id or wire.new_id(36)
         if isinstance(source, Path):
             # A second name for the same bytes: the upload may be deleted while the job waits.
             os.link(source, self.input_path(job_id))
@@ -150,9 +158,11 @@ class Jobs:
         return _job(found[0])
 
     def list(self, after: int, limit: int) -> tuple[list[Job], int]:
-        """Newest jobs first, below position `after` (0: from the newest); the next position or 0."""
+        """Newest jobs of the Developer API first, below position `after` (0: from the newest); the next position or 0."""
         records = self._database.rows(
-            "SELECT * FROM jobs WHERE seq < ? ORDER BY seq DESC LIMIT ?", after or 1 << 62, limit + 1
+            f"SELECT * FROM jobs WHERE seq < ? AND NOT ({ON_VERTEX}) ORDER BY seq DESC LIMIT ?",
+            after or 1 << 62,
+            limit + 1,
         )
         jobs = [_job(record) for record in records[:limit]]
         return jobs, jobs[-1].seq if len(records) > limit else 0
@@ -188,6 +198,11 @@ class Jobs:
             connection.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
         for path in (self.input_path(job_id), self.output_path(job_id)):
             path.unlink(missing_ok=True)
+
+    def list_vertex(self) -> list[Job]:
+        """All jobs on Vertex, newest first."""
+        records = self._database.rows(f"SELECT * FROM jobs WHERE {ON_VERTEX} ORDER BY seq DESC")
+        return [_job(record) for record in records]
 
     # ------------------------------------------------------------ the worker's side
 

@@ -29,9 +29,9 @@ class Rows:
             attempt=attempt,
         )
 
-    def cancelled(self, line: bytes) -> bytes:
+    def cancelled(self, line: bytes) -> list[bytes]:
         """The line for a row that did not run before the job was cancelled."""
-        return self._line(check(self._message, orjson.loads(line)), {"error": {"code": 1}})
+        return [self._line(check(self._message, orjson.loads(line)), {"error": {"code": 1}})]
 
     def answer(self, line: bytes, index: int) -> tuple[list[bytes], bool]:
         """The lines that come back, mostly one, and whether the row succeeded."""

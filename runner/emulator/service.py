@@ -23,6 +23,7 @@ from runner.emulator.jobs import CANCELLED_MESSAGE, Ending, Job, Jobs
 from runner.emulator.messages import Problem, check
 from runner.emulator.operations import operation
 from runner.emulator.replies import Replies
+from runner.emulator.vertex import Vertex
 from runner.emulator.wire import ApiError
 
 _BATCHES_PER_PAGE = 50
@@ -39,6 +40,7 @@ class Service:
         self.files = files
         self.jobs = jobs
         self.objects = Objects(database)
+        self.vertex = Vertex(database, files, jobs, self.objects, plan, wake)
         self.plan = plan
         self.tally = database.tally
         self._attempt = database.attempt
@@ -277,7 +279,8 @@ def _ending(rule: JobRule | None) -> Ending:
         return Ending(state="FAILED", code=rule.code or 13, message=message, partial=partial)
     if rule.kind == "cancelled":
         return Ending(state="CANCELLED", code=13, message=CANCELLED_MESSAGE, partial=partial)
-    return Ending(state="EXPIRED", partial=partial)
+    state = "EXPIRED" if rule.kind == "expired" else "PARTIALLY_SUCCEEDED"
+    return Ending(state=state, partial=partial)
 
 
 def _page(query: dict[str, str], default: int) -> tuple[int, int]:

@@ -17,10 +17,13 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
+from runner.emulator import vertex, vertexrows
 from runner.emulator.database import Database
 from runner.emulator.files import Files
+from runner.emulator.gcs import Objects
 from runner.emulator.jobs import Job, Jobs
 from runner.emulator.rows import Rows
+from runner.emulator.vertexrows import VertexRows
 
 _LOOK_S = 0.25
 """How often to look for jobs that other processes created, in seconds."""
@@ -39,6 +42,7 @@ class Worker:
         self._database = database
         self._files = files
         self._jobs = jobs
+        self._objects = Objects(database)
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="emulator-worker", daemon=True)
@@ -81,11 +85,14 @@ class Worker:
             kinds = {rule.kind for rule in job.row_rules}
             ok, failed, ends = self._write(job, scratch)
             output = scratch
-            if "shuffled" in kinds:
+            if "shuffled" in kinds or job.on_vertex:
                 _shuffle(scratch, shuffled, ends, job.seed)
                 output = shuffled
             if "half_line" in kinds and len(ends):
                 _cut_last_line(output)
+            if job.on_vertex:
+                folder = vertex.output_folder(job, vertex.job_body(self._database, job))
+                vertexrows.publish(self._objects, job, folder, output)
             self._jobs.computed(job, ok, failed, output)
         except _Abandoned:
             self._jobs.release(job)
@@ -105,7 +112,12 @@ class Worker:
 
     def _write(self, job: Job, path: Path) -> tuple[int, int, array[int]]:
         """Answer every row into `path`; how many succeeded and failed, and where each line ends."""
-        rows = Rows(job, self._files.digest_of, self._database.attempt)
+        rows: Rows | VertexRows
+        if job.on_vertex:
+            as_numbers = bool(vertex.job_body(self._database, job).get("keysAreNumbers"))
+            rows = VertexRows(job, as_numbers, self._files.digest_of, self._database.attempt)
+        else:
+            rows = Rows(job, self._files.digest_of, self._database.attempt)
         limit = job.rows if job.ending.partial is None else round(job.rows * job.ending.partial)
         kept = job.kept_rows if job.cancelled and job.kept_rows >= 0 else job.rows
         counts = [0, 0]
@@ -126,10 +138,11 @@ class Worker:
                     if self._stopping:
                         raise _Abandoned
                 if index >= kept:
-                    lines, success = [rows.cancelled(line)], False
+                    lines, success = rows.cancelled(line), False
                 else:
                     lines, success = rows.answer(line, index)
-                counts[not success] += 1
+                if lines or index < kept:
+                    counts[not success] += 1
                 for out in lines:
                     target.write(out)
                     place += len(out)
