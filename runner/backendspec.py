@@ -202,8 +202,9 @@ def _constants(spec: Spec) -> Iterator[tuple[Place, int, Json]]:
         lowered, _ = response_schema.lower(spec.output_schema)
         if lowered:
             yield ("output_schema",), 3, lowered
-    if spec.extra_body:
-        yield ("extra_body",), 1, importer.rewritten(spec.extra_body)
+    extra = importer.rewritten(spec.extra_body)
+    if extra:
+        yield ("extra_body",), 1, extra
 
 
 def _is_label(text: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from runner import remedies
+from runner import parts, remedies, results
 from runner.errors import BackendError
 from runner.ingest import Collector, failed_as_a_whole
 from runner.model import Attempt, AttemptState, Job, JobState, Request, Stored
@@ -101,7 +101,11 @@ def _download(run: Run, attempt: Attempt, collector: Collector) -> None:
         state=attempt.job_state or JobState.SUCCEEDED,
         output_name=attempt.output_name,
     )
-    run.store.put_responses(attempt.token, run.backend.output(job), collector.line)
+    chunks = run.backend.output(job)
+    if run.spec.sensitive:
+        # An echoed request holds what is to be stored nowhere.
+        chunks = (results.without_echo(line) + b"\n" for line in parts.split_lines(chunks))
+    run.store.put_responses(attempt.token, chunks, collector.line)
 
 
 def clean(run: Run, attempt: Attempt) -> None:

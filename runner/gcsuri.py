@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 SCHEME = "gs://"
 _BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9_-]{1,61}|[a-z0-9._-]{1,220})[a-z0-9]")
-_REFUSED = re.compile(r"[\x00-\x1f\x7f\\#?*\[\]]")
+_REFUSED = re.compile(r"[\x00-\x1f\x7f\\#?*\[\]\ud800-\udfff]")
 _NAME_BYTES = 700
 """Longest prefix of a state: a name has at most 1,024 bytes, and the parts of a state need some."""
 
@@ -40,6 +40,6 @@ def parse(text: str) -> GcsUri:
         raise ValueError("names a bucket without a folder in it")
     if any(not part or part.startswith(".") for part in name.split("/")):
         raise ValueError("has a part that is empty or begins with a dot")
-    if _REFUSED.search(name) or len(name.encode("utf-8", "surrogateescape")) > _NAME_BYTES:
+    if _REFUSED.search(name) or len(name.encode()) > _NAME_BYTES:
         raise ValueError(f"is longer than {_NAME_BYTES} bytes, or holds one of \\ # ? * [ ]")
     return GcsUri(bucket, name)

@@ -53,7 +53,7 @@ def rewritten(value: Json) -> Json:
     if isinstance(value, Mapping):
         kept: dict[str, Json] = {}
         for key, item in value.items():
-            if item is None:
+            if item is None and key not in _FREE:
                 continue
             item = item if key in _FREE else rewritten(item)
             if not (item == {} and key in _EMPTY_IS_ABSENT):

@@ -42,7 +42,7 @@ def lint(spec: Spec) -> list[Diagnostic]:
         *_templates(spec),
         *_columns(spec),
     ]
-    if spec.labels:
+    if spec.labels and spec.backend.protocol != "vertex":
         message = "labels are shown here only: the Developer API does not take them"
         found.append(
             _at(spec, ("labels",), "GB912", message, "remove them, or keep them as a note", key=True)

@@ -339,6 +339,22 @@ def dump_line(body: Json) -> bytes:
         return json.dumps(body, separators=(",", ":")).encode() + b"\n"
 
 
+def without_echo(line: bytes) -> bytes:
+    """A line, without its newline, and without the request that Vertex sends back beside its answer.
+
+    Of a line that cannot be read, what stands before the request.
+    """
+    if b'"request"' not in line:
+        return line
+    try:
+        body = answer_json.parse(line)
+    except (ValueError, RecursionError):
+        return line.partition(b'"request"')[0]
+    if not isinstance(body, dict):
+        return line
+    return dump_line({key: value for key, value in body.items() if key != "request"}).removesuffix(b"\n")
+
+
 def _row_error(key: str, error: Mapping[str, Json]) -> Answer:
     number = error.get("code")
     number = number if isinstance(number, int) else 2
@@ -366,11 +382,11 @@ def _status_error(status: Json) -> dict[str, Json]:
         body = None
     said = body.get("error") if isinstance(body, dict) else None
     said = said if isinstance(said, dict) else {}
-    name = said.get("status") if isinstance(said.get("status"), str) else words.upper().replace(" ", "_")
-    number = said.get("code") if isinstance(said.get("code"), int) else 0
-    code = _NUMBERS.get(name) or _OF_HTTP.get(number) or _OF_PHRASE.get(words)
-    message = said.get("message") if isinstance(said.get("message"), str) else text
-    return {"code": code or 2, "message": message, "status": text[:_MAX_RAW_BYTES]}
+    name = _text(said.get("status")) or words.upper().replace(" ", "_")
+    number = said.get("code")
+    code = _NUMBERS.get(name) or _OF_HTTP.get(number if isinstance(number, int) else 0)
+    message = _text(said.get("message")) or text
+    return {"code": code or _OF_PHRASE.get(words, 2), "message": message, "status": text[:_MAX_RAW_BYTES]}
 
 
 def _content(content: Json) -> tuple[str, tuple[Json, ...], bool]:

@@ -33,6 +33,7 @@ from runner.errors import Diagnostic, SpecInvalid
 from runner.marks import Place
 from runner.model import (
     BYTES_PER_TOKEN,
+    BackendSpec,
     Failures,
     FilesSource,
     Guards,

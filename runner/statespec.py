@@ -70,5 +70,5 @@ def cache(folder: Path, name: str | None, uri: GcsUri) -> Path | None:
     """What this machine keeps of a state that lies elsewhere: an index, a local backend's emulator."""
     if name is None:
         return None
-    digest = hashlib.sha256(str(uri).encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256(str(uri).encode()).hexdigest()
     return folder / ".gbrun" / name / f"cache-{digest[:12]}"

@@ -175,7 +175,10 @@ def result(spec: Spec, got: Result) -> list[str]:
     if got.unsent:
         lines.append(f"{got.unsent:,} request(s) are planned and not submitted.")
     if got.in_flight:
-        lines.append(f"{got.in_flight:,} request(s) are in flight; they go on without this run.")
+        rest = "they go on without this run"
+        if spec.backend.mode == "direct":
+            rest = "what has an answer is kept, the others are asked by the next apply"
+        lines.append(f"{got.in_flight:,} request(s) are in flight; {rest}.")
     if not got.complete and not got.errors:
         lines.append(f"Go on with: gbrun apply {spec.path.name}")
     return lines

@@ -383,6 +383,7 @@ def test_addresses(text: str, bucket: str, name: str) -> None:
         "gs://", "gs://bucket", "gs://bucket/", "gs://bucket//a", "gs://bucket/a//b", "gs://bucket/../a",
         "gs:/b/a", "gs://bucket/.hidden", "gs://Bucket/a", "gs://b/a", "gs://bucket/a\nb", "gs://bucket/a*",
         "s3://bucket/a", "gs://bucket/" + "x" * 701, "gs://buc ket/a", "gs://-bucket/a", "gs://bucket/a#1",
+        "gs://bucket/\udcff",
     ],
 )  # fmt: skip
 def test_what_is_no_address(text: str) -> None:

@@ -103,7 +103,7 @@ def test_there_and_back_again() -> None:
     migration.migrate(there, here)
 
     assert root(here).serial == 9
-    assert [line for line in here.lines(rows)][-1] == b"another"
+    assert list(here.lines(rows))[-1] == b"another"
     assert here.attempts()[0][0].state is AttemptState.CLEANED
     with pytest.raises(StateForeign, match="there is closed"):
         there.load()

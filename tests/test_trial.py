@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -125,3 +126,27 @@ def test_row_faults_have_the_same_classes_in_direct_calls(project: Any) -> None:
     project.spec()
     assert "Rows 4 = 2 ok + 1 blocked + 1 truncated" in project.apply(code=4).stdout
     assert not list((project.folder / ".gbrun/notes/default-local/direct").iterdir())
+
+
+def test_ctrl_c_keeps_the_answers_there_are(project: Any, gbrun: Any, wait_for: Any) -> None:
+    project.inputs(30)
+    project.faults(http=[{"on": "generate", "kind": "slow", "delay_s": 0.4}])
+    project.settings["backend"]["mode"] = "direct"
+    project.spec()
+    child = gbrun.start("apply", "job.yaml", "--auto-approve", cwd=project.folder)
+    direct = project.folder / ".gbrun/notes/default-local/direct"
+
+    def answered() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in direct.glob("*.answers"))
+
+    wait_for(lambda: answered() >= 3)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130, out + err
+    assert "calls in flight are waited for" in err
+    assert "what has an answer is kept, the others are asked by the next apply" in out
+    kept = answered()
+    assert 3 <= kept < 30
+    project.faults()
+    project.apply()
+    assert len(project.records()) == 30

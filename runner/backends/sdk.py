@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 REFUSED = {400, 401, 403, 404}
 """HTTP codes of a create call that certainly made no job."""
+LOG_IN = "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+"""What to do where there are no credentials of Google Cloud."""
 # The SDK warns where both key variables are set; whoever sets up logging decides if that shows.
 logging.getLogger("google_genai").addHandler(logging.NullHandler())
 
@@ -122,7 +124,7 @@ def _unauthorized(kind: type[BackendError], what: str, error: Exception) -> Back
     words = str(error.args[0] if error.args else error)[:300]
     return kind(
         f"{what}: no access token: {words}",
-        hint="gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
+        hint=LOG_IN,
         status="UNAUTHENTICATED",
         transient=isinstance(error, TransportError),
     )

@@ -348,7 +348,7 @@ def _credentials(token: str) -> Any:
     except DefaultCredentialsError as error:
         raise BackendError(
             f"there are no credentials for Google Cloud: {str(error).splitlines()[0][:200]}",
-            hint="gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
+            hint=sdk.LOG_IN,
         ) from error
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import gcsuri
-from runner.backends.sdk import is_loopback
+from runner.backends.sdk import LOG_IN, is_loopback
 from runner.errors import BackendError, StateError
 from runner.gcsuri import GcsUri
 
@@ -185,7 +185,7 @@ def _storing(what: str, bucket: str) -> Iterator[None]:
     except GoogleAuthError as error:
         raise BackendError(
             f"{what}: no access token: {_said(error)}",
-            hint="gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
+            hint=LOG_IN,
             status="UNAUTHENTICATED",
             transient=isinstance(error, TransportError),
         ) from error
@@ -200,9 +200,8 @@ def _refused(what: str, bucket: str, status: int, said: str) -> BackendError:
         hint = f"you need roles/storage.objectUser on the bucket {bucket}"
     elif status == 404 and "bucket" in said:
         hint = f"make it (gcloud storage buckets create gs://{bucket}), or name another in staging_uri"
-    return BackendError(
-        f"{what}: {said} ({status})", hint=hint, http_status=status, transient=status in _TRANSIENT or not status
-    )
+    transient = status in _TRANSIENT or not status
+    return BackendError(f"{what}: {said} ({status})", hint=hint, http_status=status, transient=transient)
 
 
 def _status(error: BaseException) -> int:

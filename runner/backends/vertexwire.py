@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.backends import geminiwire
+from runner.backends.sdk import LOG_IN
 from runner.backendspec import TOKEN_LABEL
 from runner.errors import BackendError
 from runner.model import Job, Json
@@ -73,9 +74,9 @@ def problem(what: str, http_status: int, details: Json) -> BackendError:
     said = json.dumps(details)
     found.hint = ""
     if http_status == 401:
-        found.hint = "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+        found.hint = LOG_IN
     elif "SERVICE_DISABLED" in said or "has not been used in project" in said:
-        found.hint = "gcloud services enable aiplatform.googleapis.com, then wait some minutes and apply again"
+        found.hint = "gcloud services enable aiplatform.googleapis.com, wait some minutes, apply again"
     elif http_status == 403:
         found.hint = "check that you have roles/aiplatform.user in the project"
     elif http_status == 404 and "ublisher" in said:
@@ -97,8 +98,8 @@ def advice(code: int, job_name: str) -> str:
         )
     if code == 7:
         return (
-            f"the service agent {agent}, not you, needs roles/storage.objectUser on the bucket of staging_uri;"
-            " where the API was enabled just now, it takes some minutes to exist"
+            f"the service agent {agent}, not you, needs roles/storage.objectUser on the bucket of"
+            " staging_uri; where the API was enabled just now, it takes some minutes to exist"
         )
     if code in (5, 9):
         return (

@@ -162,7 +162,10 @@ def carry_out(job: Job, made: Plan, mode: Mode) -> int:
         if mode.as_json:
             terminal.show_json([events.event(event)])
 
-    with _signals(stop) as received, _deadline(stop, mode.wait_timeout_s):
+    with (
+        _signals(stop, direct=job.spec.backend.mode == "direct") as received,
+        _deadline(stop, mode.wait_timeout_s),
+    ):
         try:
             got = _run(job, made, backend, mode, stop, on_event)
         finally:
@@ -232,7 +235,7 @@ def _settled_code(job: Job, made: Plan) -> int:
 
 
 @contextmanager
-def _signals(stop: Stop) -> Iterator[list[int]]:
+def _signals(stop: Stop, *, direct: bool) -> Iterator[list[int]]:
     """The first Ctrl-C or SIGTERM asks to stop after the present step; the second ends at once."""
     received: list[int] = []
 
@@ -242,7 +245,8 @@ def _signals(stop: Stop) -> Iterator[list[int]]:
         received.append(number)
         stop.requested = True
         with suppress(OSError):
-            click.echo("\nStopping; jobs that were submitted go on. Once more ends at once.", err=True)
+            rest = "calls in flight are waited for" if direct else "jobs that were submitted go on"
+            click.echo(f"\nStopping; {rest}. Once more ends at once.", err=True)
 
     # SIGHUP: the terminal is gone, and nobody can be told, but the state is saved all the same.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

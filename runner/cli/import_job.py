@@ -117,7 +117,8 @@ def _one(run: Run, job_name: str) -> tuple[str, list[model.Job]]:
         if error.http_status != 404:
             raise
         raise UsageInvalid(
-            f"the service has no job {job_name}", hint="names look like batches/..."
+            f"the service has no job {job_name}",
+            hint="names look like batches/..., on Vertex projects/.../batchPredictionJobs/...",
         ) from error
     parsed = statefile.parse_token(found.display_name)
     return (parsed.lineage if parsed else ""), [found]

@@ -55,7 +55,7 @@ _SPEC_OPTIONS = (
         help="YAML or JSON file of variables.",
     ),
     click.option("--state", help="Folder or gs://bucket/folder of the state, instead of the spec's."),
-    click.option("--backend", help="Backend instead of the spec's: local or gemini."),
+    click.option("--backend", help="Backend instead of the spec's: local, gemini or vertex."),
     click.option("--allow-python", is_flag=True, help="Run the module of a pydantic model that SPEC names."),
 )
 _SELECTION_OPTIONS = (

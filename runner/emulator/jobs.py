@@ -14,7 +14,7 @@ import dataclasses
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,8 @@ class Jobs:
         return _job(found[0])
 
     def list(self, after: int, limit: int) -> tuple[list[Job], int]:
-        """Newest jobs of the Developer API first, below position `after` (0: from the newest); the next position or 0."""
+        """Jobs of the Developer API, newest first, below position `after` (0: from the newest); the next
+        position or 0."""
         records = self._database.rows(
             f"SELECT * FROM jobs WHERE seq < ? AND NOT ({ON_VERTEX}) ORDER BY seq DESC LIMIT ?",
             after or 1 << 62,
@@ -199,10 +200,11 @@ class Jobs:
         for path in (self.input_path(job_id), self.output_path(job_id)):
             path.unlink(missing_ok=True)
 
-    def list_vertex(self) -> list[Job]:
-        """All jobs on Vertex, newest first."""
-        records = self._database.rows(f"SELECT * FROM jobs WHERE {ON_VERTEX} ORDER BY seq DESC")
-        return [_job(record) for record in records]
+    def on_vertex(self, after: int) -> Iterator[Job]:
+        """All jobs on Vertex below position `after`, newest first."""
+        query = f"SELECT * FROM jobs WHERE {ON_VERTEX} AND seq < ? ORDER BY seq DESC"
+        for record in self._database.rows(query, after):
+            yield _job(record)
 
     # ------------------------------------------------------------ the worker's side
 

@@ -1,7 +1,7 @@
 """Vertex AI over one folder: batch prediction jobs and synchronous calls, parsed bodies in, bodies out.
 
-A job is taken whatever its file holds; the file is looked at when it is loaded, and what is wrong with it, with
-its bucket or with the rights to it ends the job as FAILED. Jobs are left to the worker.
+A job is taken whatever its file holds; what is wrong with the file, with its bucket or with the rights to it
+ends the job as FAILED. Jobs are left to the worker.
 
 Source: the discovery document of aiplatform v1beta1, revision 20261106; recorded replies, 2026-09.
 """
@@ -29,7 +29,9 @@ from runner.emulator.replies import Replies
 from runner.emulator.vertexfile import Importer, ImportFailed
 from runner.emulator.wire import ApiError
 
-_TABLE = "CREATE TABLE IF NOT EXISTS vertex_jobs (id TEXT PRIMARY KEY, parent TEXT NOT NULL, body BLOB NOT NULL)"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS vertex_jobs (id TEXT PRIMARY KEY, parent TEXT NOT NULL, body BLOB NOT NULL)"
+)
 _JOBS_PER_PAGE = 100
 _OWN_MODELS = "publishers/google/models/"
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")
@@ -127,15 +129,14 @@ class Vertex:
         parent = _parent(project, location)
         wanted = _filter(query.get("filter", ""))
         page: list[dict[str, Any]] = []
-        for job in self._jobs.list_vertex():
-            if job.seq >= after or self._record(job)["parent"] != parent:
+        for job in self._jobs.on_vertex(after):
+            body = self._shown(job)
+            if not body["name"].startswith(f"{parent}/") or not wanted(body):
                 continue
             if len(page) == size:
-                return {"batchPredictionJobs": page, "nextPageToken": wire.page_token(last)}
-            last = job.seq
-            body = self._shown(job)
-            if wanted(body):
-                page.append(body)
+                # The next page begins with this one.
+                return {"batchPredictionJobs": page, "nextPageToken": wire.page_token(job.seq + 1)}
+            page.append(body)
         return {"batchPredictionJobs": page} if page else {}
 
     def cancel(self, project: str, location: str, job_id: str) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class Vertex:
         """Delete a job that has ended; its output stays. The operation is done when it is asked for."""
         job = self._job(project, location, job_id)
         if not job.ended:
-            raise _precondition(f"The job is in state JOB_STATE_{job.state} and cannot be deleted; cancel it first.")
+            raise _precondition(f"The job is in state JOB_STATE_{job.state} and cannot be deleted.")
         self._jobs.delete(job_id)
         with self._database.write() as connection:
             connection.execute("DELETE FROM vertex_jobs WHERE id = ?", (job_id,))
@@ -282,12 +283,13 @@ def _checked(asked: dict[str, Any]) -> tuple[str, str]:
     source = asked.get("inputConfig", {})
     target = asked.get("outputConfig", {})
     uris = source.get("gcsSource", {}).get("uris", [])
+    one = len(uris) == 1 and uris[0].startswith("gs://")
     prefix = target.get("gcsDestination", {}).get("outputUriPrefix", "")
     for wrong, message, path in (
         (not asked.get("displayName"), "must be set", ["displayName"]),
         (len(asked.get("displayName", "")) > 128, "must be at most 128 characters", ["displayName"]),
         (source.get("instancesFormat") != "jsonl", "must be jsonl", ["inputConfig", "instancesFormat"]),
-        (len(uris) != 1 or not uris[0].startswith("gs://"), "must be one gs:// URI", ["inputConfig", "gcsSource"]),
+        (not one, "must be one gs:// URI", ["inputConfig", "gcsSource"]),
         (target.get("predictionsFormat") != "jsonl", "must be jsonl", ["outputConfig", "predictionsFormat"]),
         (not prefix.startswith("gs://"), "must be a gs:// URI", ["outputConfig", "gcsDestination"]),
     ):

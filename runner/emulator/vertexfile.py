@@ -43,7 +43,7 @@ class Importer:
             try:
                 self._line(line)
             except ImportFailed as error:
-                raise ImportFailed(f"Failed to import data: error while reading line {number}: {error}") from None
+                raise ImportFailed(f"Failed to import data: line {number}: {error}") from None
             self.rows = number
         if not self.rows:
             raise ImportFailed("Failed to import data: the file has no rows.")

@@ -65,8 +65,8 @@ class VertexRows:
         if reply.kind == "null_line":
             return [b"null\n"], False
         if reply.error is not None:
-            error = wire.of_rpc(reply.error["code"], reply.error["message"])
-            return [self._line(row, error, None)], False
+            refused = wire.of_rpc(reply.error["code"], reply.error["message"])
+            return [self._line(row, refused, None)], False
         lines = [self._line(row, None, reply.response)]
         if reply.kind == "duplicate":
             lines *= 2
@@ -122,7 +122,7 @@ def publish(objects: Objects, job: Job, folder: str, rows: Path) -> None:
         for record in list(objects.list(bucket, f"{name}/", "", "")):
             objects.delete(bucket, record["name"], Conditions(), None)
         for number, data in enumerate(_files(rows), 1):
-            wanted = {"name": f"{name}/predictions_{number:04}.jsonl", "contentType": "application/octet-stream"}
+            wanted = {"name": f"{name}/predictions_{number:04}.jsonl"}
             objects.put(bucket, wanted, data, Conditions())
     except ApiError:
         return

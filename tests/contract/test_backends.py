@@ -1,4 +1,5 @@
-"""One suite over every backend: in memory, the SDK against the emulator, and `backend: local`."""
+"""One suite over every backend: in memory, the SDK against the emulator's two services, and `backend: local`
+in the place of either."""
 
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.oauth2.credentials import Credentials
 
 from runner.backends import Backend
 from runner.backends import local as local_backend
 from runner.backends.gemini import GeminiBackend
 from runner.backends.memory import Ending, MemoryBackend
 from runner.backends.retry import RetryingBackend
+from runner.backends.vertex import VertexBackend
 from runner.clock import SystemClock
 from runner.errors import BackendError, SubmissionRefused, SubmissionUnknown
 from runner.model import Job, JobState
@@ -39,28 +42,67 @@ class HandClock:
         self.seconds += seconds
 
 
-CLOCKS: dict[str, Any] = {"memory": HandClock(), "gemini": SystemClock(), "local": SystemClock()}
+KINDS = ["memory", "gemini", "local", "vertex", "local like vertex"]
+CLOCKS: dict[str, Any] = {"memory": HandClock(), "local": SystemClock()}
 
 
-@pytest.fixture(params=list(CLOCKS))
+@pytest.fixture(params=KINDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     made: Backend
     if request.param == "memory":
         yield MemoryBackend(CLOCKS["memory"])
         return
     process = pytest.importorskip("runner.emulator.process")
-    if request.param == "local":
-        made = local_backend.start(tmp_path / "emulator", None, 10.0)
+    if request.param.startswith("local"):
+        like = "vertex" if request.param.endswith("vertex") else "gemini"
+        made = local_backend.start(tmp_path / "emulator", None, 10.0, like=like)
         yield made
         made.close()
         return
     with process.start(tmp_path / "emulator", None) as emulator:
+        if request.param == "vertex":
+            made = connect_to_vertex(emulator.url)
+            yield made
+            made.close()
+            return
         made = GeminiBackend(
             api_key="any key", base_url=emulator.url, api_version="v1beta", request_timeout_s=10.0
         )
         made.poll_interval_s = 0.1
         yield made
         made.close()
+
+
+def connect_to_vertex(url: str) -> VertexBackend:
+    made = VertexBackend(
+        project="my-project",
+        location="europe-west4",
+        staging_uri="gs://shelf/some/folder",
+        credentials=Credentials(token="any token"),
+        base_url=url,
+        storage_url=url,
+        api_version="v1",
+        request_timeout_s=10.0,
+        labels={"team": "support"},
+        listing_gap_s=0.02,
+    )
+    made.poll_interval_s = 0.1
+    made._storage.make_bucket("shelf")
+    return made
+
+
+def is_vertex(backend: Backend) -> bool:
+    return isinstance(backend, VertexBackend)
+
+
+def rows_of(backend: Backend, job: Job) -> list[Any]:
+    """What came back, as rows of the Developer API: without what Vertex puts beside."""
+    rows = [json.loads(line) for line in b"".join(backend.output(job)).splitlines()]
+    for row in rows if is_vertex(backend) else ():
+        assert row.pop("status") == ""
+        assert row.pop("processed_time")
+        assert row.pop("request")
+    return rows
 
 
 def write_shard(folder: Path, *keys: str, name: str = "shard.jsonl") -> tuple[Path, str]:
@@ -104,7 +146,7 @@ def test_a_backend_says_who_and_how_much(backend: Backend) -> None:
 
 def test_a_job_runs_from_upload_to_output(backend: Backend, tmp_path: Path) -> None:
     job = submit(backend, tmp_path, "r1", "r2", "r3")
-    assert job.job_name.startswith("batches/")
+    assert ("/batchPredictionJobs/" if is_vertex(backend) else "batches/") in job.job_name
     assert (job.display_name, job.model, job.state.terminal) == (TOKEN, MODEL, False)
 
     done = finished(backend, job.job_name)
@@ -114,7 +156,7 @@ def test_a_job_runs_from_upload_to_output(backend: Backend, tmp_path: Path) -> N
     assert done.counts["request"] == 3
     assert done.output_name
     assert done.create_time < done.end_time
-    lines = [json.loads(line) for line in b"".join(backend.output(done)).splitlines()]
+    lines = rows_of(backend, done)
     assert {line["key"] for line in lines} == {"r1", "r2", "r3"}
     for line in lines:
         (part,) = line["response"]["candidates"][0]["content"]["parts"]
@@ -164,6 +206,13 @@ def test_every_create_makes_a_job_and_listings_show_them_all(backend: Backend, t
 
 
 def test_a_job_of_a_missing_upload_is_refused(backend: Backend) -> None:
+    if is_vertex(backend):
+        job = backend.create(model=MODEL, upload_name=TOKEN, display_name=TOKEN)
+        done = finished(backend, job.job_name)
+        assert (done.state, done.error_code) == (JobState.FAILED, 5)
+        assert "staging_uri" in done.error_message
+        assert list(backend.output(done)) == []
+        return
     with pytest.raises(SubmissionRefused) as error:
         backend.create(model=MODEL, upload_name="files/none", display_name=TOKEN)
     assert error.value.http_status in (403, 404)
@@ -175,6 +224,13 @@ def test_one_malformed_line_refuses_the_job(backend: Backend, tmp_path: Path) ->
     path.write_bytes(b'{"key":"r1","request":\n')
     upload = backend.upload(path, name=TOKEN, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
+    if is_vertex(backend):
+        done = finished(
+            backend, backend.create(model=MODEL, upload_name=upload.name, display_name=TOKEN).job_name
+        )
+        assert (done.state, done.error_code) == (JobState.FAILED, 3)
+        assert "line 1" in done.error_message
+        return
     with pytest.raises(SubmissionRefused, match="line 1") as error:
         backend.create(model=MODEL, upload_name=upload.name, display_name=TOKEN)
     assert error.value.http_status == 400
@@ -186,27 +242,37 @@ def text_line(key: str, text: str) -> bytes:
     return json.dumps(body).encode()
 
 
-def embed_line(key: str, text: str, size: int = 8) -> bytes:
-    request = {"content": {"parts": [{"text": text}]}, "outputDimensionality": size}
+def embed_line(backend: Backend, key: str, text: str, size: int = 8) -> bytes:
+    request: dict[str, Any] = {"content": {"parts": [{"text": text}]}, "outputDimensionality": size}
+    if is_vertex(backend):
+        content = {**request["content"], "role": "user"}
+        request = {"content": content, "embed_content_config": {"output_dimensionality": size}}
     return json.dumps({"key": key, "request": request}).encode()
+
+
+def ended(backend: Backend, folder: Path, task: str, *lines: bytes) -> Job:
+    """A whole job of these lines, under a token of their own."""
+    data = b"".join(line + b"\n" for line in lines)
+    path = folder / "lines.jsonl"
+    path.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    token = f"gb1-0123abcd-{digest[:16]}-a1"
+    upload = backend.upload(path, name=token, sha256=digest)
+    model = EMBEDDING_MODEL if task == "embed_content" else MODEL
+    job = backend.create(model=model, upload_name=upload.name, display_name=token, task=task)
+    assert (job.model, job.display_name) == (model, token)
+    done = finished(backend, job.job_name)
+    assert (done.state, done.model) == (JobState.SUCCEEDED, model)
+    return done
 
 
 def run(backend: Backend, folder: Path, task: str, *lines: bytes) -> list[Any]:
     """The lines that a whole job of these lines gives back."""
-    data = b"".join(line + b"\n" for line in lines)
-    path = folder / "lines.jsonl"
-    path.write_bytes(data)
-    upload = backend.upload(path, name=TOKEN, sha256=hashlib.sha256(data).hexdigest())
-    model = EMBEDDING_MODEL if task == "embed_content" else MODEL
-    job = backend.create(model=model, upload_name=upload.name, display_name=TOKEN, task=task)
-    assert (job.model, job.display_name) == (model, TOKEN)
-    done = finished(backend, job.job_name)
-    assert (done.state, done.model) == (JobState.SUCCEEDED, model)
-    return [json.loads(line) for line in b"".join(backend.output(done)).splitlines()]
+    return rows_of(backend, ended(backend, folder, task, *lines))
 
 
 def test_a_job_of_texts_gives_vectors(backend: Backend, tmp_path: Path) -> None:
-    lines = run(backend, tmp_path, "embed_content", embed_line("r1", "one"), embed_line("r2", "two", 3))
+    lines = run(backend, tmp_path, "embed_content", embed_line(backend, "r1", "one"), embed_line(backend, "r2", "two", 3))
 
     assert {line["key"]: len(line["response"]["embedding"]["values"]) for line in lines} == {"r1": 8, "r2": 3}
     for line in lines:
@@ -215,7 +281,14 @@ def test_a_job_of_texts_gives_vectors(backend: Backend, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["generate_content", "embed_content"])
 def test_a_job_of_the_other_tasks_lines_is_refused(backend: Backend, tmp_path: Path, task: str) -> None:
-    other = embed_line("r1", "one") if task == "generate_content" else text_line("r1", "one")
+    other = embed_line(backend, "r1", "one") if task == "generate_content" else text_line("r1", "one")
+    if is_vertex(backend):
+        done = ended(backend, tmp_path, task, other)
+        (row,) = (json.loads(line) for line in b"".join(backend.output(done)).splitlines())
+        assert row["status"].startswith("Bad Request: {")
+        assert "response" not in row
+        assert (done.counts["failed"], done.counts["request"]) == (1, 1)
+        return
     with pytest.raises(SubmissionRefused, match="line 1") as error:
         run(backend, tmp_path, task, other)
     assert error.value.http_status == 400
@@ -228,7 +301,7 @@ def test_a_synchronous_answer_is_the_line_of_a_batch(backend: Backend, tmp_path:
     assert b"\n" not in answer[:-1]
     assert [json.loads(answer)] == run(backend, tmp_path, "generate_content", line)
 
-    line = embed_line("r1", "some text")
+    line = embed_line(backend, "r1", "some text")
     asked = json.loads(backend.answer(task="embed_content", model=EMBEDDING_MODEL, line=line + b"\n"))
     (batched,) = run(backend, tmp_path, "embed_content", line)
     assert asked["key"] == "r1"
@@ -237,7 +310,7 @@ def test_a_synchronous_answer_is_the_line_of_a_batch(backend: Backend, tmp_path:
 
 @pytest.mark.parametrize("task", ["generate_content", "embed_content"])
 def test_a_request_that_is_refused_for_itself_is_an_error_line(backend: Backend, task: str) -> None:
-    line = embed_line("r1", "one") if task == "generate_content" else text_line("r1", "one")
+    line = embed_line(backend, "r1", "one") if task == "generate_content" else text_line("r1", "one")
     model = EMBEDDING_MODEL if task == "embed_content" else MODEL
     answer = backend.answer(task=task, model=model, line=line)
     assert answer.endswith(b"}\n")
@@ -261,7 +334,7 @@ def test_answers_may_be_asked_for_at_once(backend: Backend) -> None:
 
 def test_a_job_that_does_not_exist_is_404(backend: Backend) -> None:
     with pytest.raises(BackendError) as error:
-        backend.get("batches/none")
+        backend.get("123" if is_vertex(backend) else "batches/none")
     assert error.value.http_status == 404
     assert not error.value.transient
 
