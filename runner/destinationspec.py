@@ -8,9 +8,9 @@ import posixpath
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
-from runner import columns, globs
+from runner import bigqueryspec, bqtable, columns, globs
 from runner.marks import Place
-from runner.model import Column, Destination, FilesSource, Spec
+from runner.model import BigQuerySource, Column, Destination, FilesSource, Source, Spec
 from runner.recordtypes import KEY
 from runner.shape import not_built
 from runner.specpaths import SpecPaths
@@ -21,7 +21,7 @@ MAX_SQLITE_COLUMNS = 2000
 """Source: SQLITE_MAX_COLUMN in https://www.sqlite.org/limits.html"""
 
 
-def read(tree: Tree, paths: SpecPaths, inputs: Sequence[FilesSource]) -> tuple[Destination, ...]:
+def read(tree: Tree, paths: SpecPaths, inputs: Sequence[Source]) -> tuple[Destination, ...]:
     """The destinations, in the order of the spec; problems go to the tree."""
     if not tree.sound("destination"):
         return ()
@@ -33,7 +33,9 @@ def read(tree: Tree, paths: SpecPaths, inputs: Sequence[FilesSource]) -> tuple[D
         files = [destination.path, destination.errors_path] if number == 0 else [destination.path]
         _not_among_inputs(tree, place, files, inputs)
         for name in files:
-            real = os.path.realpath(os.path.join(paths.folder, unicodedata.normalize("NFC", name)))
+            real = name
+            if not destination.is_table:
+                real = os.path.realpath(os.path.join(paths.folder, unicodedata.normalize("NFC", name)))
             if real in written:
                 message = f'"{destination.path}" would be written twice: it is also {written[real]}'
                 tree.problem(place, "GB206", message, "give each destination a path of its own")
@@ -47,7 +49,8 @@ def check_tables(tree: Tree, spec: Spec) -> None:
     for place, destination in zip(_places(tree), spec.destinations, strict=True):
         if destination.suffix == ".jsonl":
             continue
-        names = columns.layout(spec, destination, nested=destination.suffix == ".parquet").names
+        nested = destination.is_table or destination.suffix == ".parquet"
+        names = columns.layout(spec, destination, nested=nested).names
         message = _unusable(names, destination)
         if message:
             hint = "choose what is written, and under which names, with `columns`"
@@ -58,6 +61,8 @@ def _unusable(names: Sequence[str], destination: Destination) -> str:
     for name in names:
         if "\0" in name or (not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name)):
             return f"a column of a table cannot be called {name!a}"
+    if destination.is_table:
+        return bqtable.unusable_columns(names)
     if destination.suffix != ".sqlite":
         return ""
     if len(names) > MAX_SQLITE_COLUMNS:
@@ -118,12 +123,15 @@ def _last_name(path: str) -> str:
 
 def _is_usable(tree: Tree, paths: SpecPaths, place: Place, destination: Destination) -> bool:
     path = destination.path
+    if destination.is_table:
+        return bigqueryspec.is_usable(tree, place, path)
     if "://" in path:
         tree.problem(place, "GB107", *not_built(f'a destination like "{path}"'))
         return False
     if posixpath.splitext(path)[1] not in SUFFIXES:
         message = (
-            f"a destination must be a path that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]};"
+            f"a destination must be a path that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]},"
+            " or bq://project.dataset.table;"
             f' it is "{path}"'
         )
         tree.problem(place, "GB206", message)
@@ -136,12 +144,21 @@ def _is_usable(tree: Tree, paths: SpecPaths, place: Place, destination: Destinat
     return True
 
 
-def _not_among_inputs(tree: Tree, place: Place, files: Sequence[str], inputs: Sequence[FilesSource]) -> None:
+def _not_among_inputs(tree: Tree, place: Place, files: Sequence[str], inputs: Sequence[Source]) -> None:
     if not tree.sound("inputs"):
         return
     for name in files:
+        if any(
+            isinstance(source, BigQuerySource) and name == bqtable.SCHEME + source.table for source in inputs
+        ):
+            tree.problem(place, "GB203", f'"{name}" is read as input too', "write to another table")
+            return
+        if name.startswith(bqtable.SCHEME):
+            continue
         key = unicodedata.normalize("NFC", posixpath.normpath(name))
         for source in inputs:
+            if not isinstance(source, FilesSource):
+                continue
             excluded = any(globs.matches(pattern, key) for pattern in source.exclude)
             if globs.matches(source.glob, key) and not excluded:
                 message = f'"{key}" would be written among the inputs: "{source.glob}" matches it'

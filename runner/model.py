@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from runner import bqtable
 from runner.gcsuri import GcsUri
 
 if TYPE_CHECKING:
@@ -51,6 +52,23 @@ class FilesSource:
     encoding: str = "utf-8"
     on_bad_row: str = "fail"
     """`fail` stops the plan, `skip` reports the row as `bad_input`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BigQuerySource:
+    """Rows of a table in BigQuery, or of what a query gives; one of the two is empty."""
+
+    id: Template
+    """Gives the key of a row."""
+    table: str = ""
+    """`project.dataset.table`."""
+    query: str = ""
+    project: str | None = None
+    """Where the reading is billed; None for the table's own, or the environment's."""
+    on_bad_row: str = "fail"
+
+
+Source = FilesSource | BigQuerySource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,22 +163,30 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """One file that the records go to."""
+    """One file or table that the records go to."""
 
     path: str
-    """As written: relative to the spec's folder, or absolute."""
+    """As written: relative to the spec's folder, or absolute; or `bq://project.dataset.table`."""
     include: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     """Empty where the record or its schema says what is written."""
 
     @property
+    def is_table(self) -> bool:
+        """Whether it is a table in BigQuery."""
+        return self.path.startswith(bqtable.SCHEME)
+
+    @property
     def suffix(self) -> str:
-        """`.jsonl`, `.csv`, `.parquet` or `.sqlite`."""
-        return Path(self.path).suffix
+        """`.jsonl`, `.csv`, `.parquet` or `.sqlite`; empty for a table."""
+        return "" if self.is_table else Path(self.path).suffix
 
     @property
     def errors_path(self) -> str:
-        """Where failures go if this is the first destination: beside it, `<stem>.errors.jsonl`."""
+        """Where failures go if this is the first destination: beside it, `<stem>.errors.jsonl`, or the
+        table `<table>_errors`."""
+        if self.is_table:
+            return f"{self.path}_errors"
         path = Path(self.path)
         return (path.parent / f"{path.stem}.errors.jsonl").as_posix()
 
@@ -184,7 +210,7 @@ class Spec:
     """The state folder, absolute; what this machine keeps of a state that lies at `state_uri`."""
     state_uri: GcsUri | None = None
     """Where the state lies, None where it lies in `state`."""
-    inputs: tuple[FilesSource, ...]
+    inputs: tuple[Source, ...]
     allow_outside: bool = False
     task: str = "generate_content"
     model: str
@@ -241,9 +267,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     source: int
     """Index into `Spec.inputs`."""
     path: str
-    """Local path to read."""
+    """Local path to read, empty where the row is here already."""
     signature: tuple[int, int, int, int] | None = None
-    """(byte size, mtime_ns, ctime_ns, inode), or None where it was not looked up."""
+    """(byte size, mtime_ns, ctime_ns, inode), or None where it was not looked up; of a row that is here
+    already, its digest in the first and the last."""
+    row: Row | BadRow | None = None
+    """The row, where finding it is reading it."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -253,7 +282,7 @@ class Row(msgspec.Struct, frozen=True):
     fields: Mapping[str, Json]
     """What templates see as `input`."""
     digest: str
-    """SHA-256 of the input's bytes, hex."""
+    """SHA-256 of the input's bytes, hex; of a table's row, of its canonical JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,6 +435,17 @@ class Change:
     """The key this row had before a rename."""
     same_as: str = ""
     """Another key that wants the same request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Whose destinations are written, so that tables of others stay as they are."""
+
+    lineage: str = ""
+    written: frozenset[str] = frozenset()
+    """Destinations that this state wrote before."""
+    takes_over: bool = False
+    """Whether those of others may be replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

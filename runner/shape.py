@@ -29,8 +29,8 @@ _STAND_IN = (_NEVER, r"\$\{")
 _LATER_KEYS: Mapping[tuple[str, ...], frozenset[str]] = {
     (): frozenset({"contents", "attachments", "pdf", "rollout"}),
     ("backend",): frozenset({"retry_min_s", "retry_max_s"}),
-    ("inputs",): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "bigquery", "id"}),
-    ("inputs", "*"): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "bigquery", "id"}),
+    ("inputs",): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "id"}),
+    ("inputs", "*"): frozenset({"csv", "jsonl", "parquet", "sqlite", "gcs", "id"}),
     ("shards",): frozenset({"max_tokens", "max_cost_usd"}),
     ("concurrency",): frozenset({"max_uploads"}),
     ("guards",): frozenset({"max_cost_usd", "max_cost_per_request_usd"}),
@@ -218,7 +218,10 @@ class _Explanation:
             if branch.get("pattern") not in _STAND_IN and not _wrong_type(branches[index])
         ]
         if meant:
-            for error in branches[meant[0]]:
+            # Of several kinds of mapping, the one whose first key is there.
+            keys = self.error.instance if isinstance(self.error.instance, dict) else {}
+            named = [index for index in meant if schemas[index].get("required", [None])[0] in keys]
+            for error in branches[(named or meant)[0]]:
                 _Explanation(self.tree, error, self.base).report()
         else:
             self._wrong_type([name for branch in schemas for name in _types(branch)])

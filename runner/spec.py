@@ -19,6 +19,8 @@ import orjson
 
 from runner import (
     backendspec,
+    bigqueryspec,
+    bqtable,
     destinationspec,
     globs,
     layers,
@@ -40,6 +42,7 @@ from runner.model import (
     Json,
     Samples,
     ShardLimits,
+    Source,
     Spec,
 )
 from runner.sealing import seal, sealed
@@ -204,18 +207,21 @@ class _Builder:
 
     # ------------------------------------------------------------ inputs
 
-    def _inputs(self) -> tuple[FilesSource, ...]:
+    def _inputs(self) -> tuple[Source, ...]:
         value = self.tree.get("inputs")
         places: list[Place] = (
             [("inputs", i) for i in range(len(value))] if isinstance(value, list) else [("inputs",)]
         )
-        return tuple(self._source(place) for place in places if self.tree.sound(*place))
+        found = [self._source(place) for place in places if self.tree.sound(*place)]
+        return tuple(source for source in found if source is not None)
 
-    def _source(self, place: Place) -> FilesSource:
+    def _source(self, place: Place) -> Source | None:
         value = self.tree.get(*place)
         if isinstance(value, str):
             self._glob(place, value)
             return FilesSource(glob=_clean_glob(value))
+        if "bigquery" in value:
+            return bigqueryspec.source(self.tree, self.paths, place)
         files = value["files"]
         exclude, encoding = files.get("exclude", ()), files.get("encoding", "utf-8")
         self._glob((*place, "files", "glob"), files["glob"])
@@ -345,8 +351,12 @@ def resolved(spec: Spec) -> dict[str, Json]:
         values["system_instruction"] = spec.system_instruction.text
     if spec.title is not None:
         values["title"] = spec.title.text
+    for source in values["inputs"]:
+        if "id" in source:
+            source["id"] = source["id"]["text"]
     for destination in values["destinations"]:
-        destination["path"] = _portable(os.path.join(folder, destination["path"]), folder)
+        if not destination["path"].startswith(bqtable.SCHEME):
+            destination["path"] = _portable(os.path.join(folder, destination["path"]), folder)
         if not destination["columns"]:
             del destination["columns"]
     secrets = {name: str(spec.variables[name]) for name in sorted(spec.sensitive & spec.variables.keys())}

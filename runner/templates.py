@@ -12,7 +12,7 @@ from runner.specpaths import SpecPaths
 from runner.tree import Tree
 
 
-def read(tree: Tree, paths: SpecPaths, *place: str) -> Template | None:
+def read(tree: Tree, paths: SpecPaths, *place: str | int) -> Template | None:
     """The template at a place, from the spec or from its own file.
 
     None where there is none, or after reporting that it cannot be read. A folded or quoted text of

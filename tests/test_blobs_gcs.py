@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from runner.blobs import BlobChanged, BlobExists, BlobMissing
-from runner.blobs.gcs import EMULATOR_VARIABLE, GcsBlobs
+from runner.blobs.gcs import GcsBlobs
+from runner.blobs.gcserrors import EMULATOR_VARIABLE
 from runner.emulator.faults import FaultPlan
 from runner.emulator.gcs import Objects
 from runner.emulator.server import Server, serve
@@ -24,9 +25,7 @@ from runner.gcsuri import GcsUri, parse
 # The library leaves connections of downloads that it begins again to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-    ),
+    pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"),
 ]
 PLACE = GcsUri("bucket", "folder")
 LARGE = 9 << 20

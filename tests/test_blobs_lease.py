@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from runner.blobs.gcs import EMULATOR_VARIABLE, GcsBlobs
+from runner.blobs.gcs import GcsBlobs
+from runner.blobs.gcserrors import EMULATOR_VARIABLE
 from runner.blobs.lease import HEARTBEAT_S, TAKEOVER_S, Leases
 from runner.blobs.memory import MemoryBlobs
 from runner.emulator.server import serve

@@ -67,6 +67,7 @@ JOB_RULES: dict[str, dict[str, Any]] = {
     "expired": {"skip": 1, "times": 1, "partial": 0.5},
     "cancelled": {"skip": 2, "times": 1, "partial": 0.4},
     "stuck_pending": {"skip": 3, "times": 1, "seconds": 0.8},
+    "partially_succeeded": {"skip": 4, "times": 1, "partial": 0.5},
 }
 
 
@@ -199,7 +200,12 @@ def test_a_job_fault(kind: str, partial: float, project: Any, cli: Callable[...,
 
     got = project.apply(code=4)
     assert Counter(adds_up(project, got.stdout).values()) == +Counter(ok=came, missing=4 - came)
-    codes = {"failed": "INTERNAL", "expired": "JOB_EXPIRED", "cancelled": "JOB_CANCELLED"}
+    codes = {
+        "failed": "INTERNAL",
+        "expired": "JOB_EXPIRED",
+        "cancelled": "JOB_CANCELLED",
+        "partially_succeeded": "NO_LINE",
+    }
     assert {failure["code"] for failure in project.failures()} == {codes[kind]}
     project.spec(failures={"max_attempts": 2})
     assert f"{4 - came} retry" in project.plan("--detailed-exitcode", code=2)

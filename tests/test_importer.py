@@ -96,7 +96,10 @@ SPECS: dict[str, dict[str, Any]] = {
     "plain": {},
     "system instruction": {"system_instruction": "Be short."},
     "schema": {"output_schema": {"type": "object", "properties": {"n": {"type": ["integer", "null"]}}}},
-    "settings": {"generation_config": {"temperature": 0, "thinking_config": {}}, "tool_config": {"function_calling_config": {}}},
+    "settings": {
+        "generation_config": {"temperature": 0, "thinking_config": {}},
+        "tool_config": {"function_calling_config": {}},
+    },
     "extra": {"extra_body": {"serviceTier": "x", "generationConfig": {"seed": None}}},
     "embedding": {"task": "embed_content", "embed_content_config": {"output_dimensionality": 8}},
     "bare embedding": {"task": "embed_content"},

@@ -24,7 +24,7 @@ def words(text: str) -> list[str]:
 # Read from top to bottom this is the program. A new file gets its place here.
 ORDER = words("""
     errors gcsuri model clock globs sealing units statefile parts
-    blobs blobs.local blobs.memory blobs.lease blobs.gcs
+    blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcs
     diagnostics badrows schemafile
     sandbox response_schema importer validator
     marks yamlnodes yamlfile tree shape layers variables specpaths templates taskspec pydanticmodel outputschema
@@ -39,7 +39,8 @@ ORDER = words("""
     emulator.jobs emulator.values emulator.answers emulator.embeddings emulator.spoils
     emulator.rules emulator.operations emulator.replies emulator.rows emulator.vertexfile emulator.vertexrows
     emulator.vertex emulator.service emulator.worker
-    emulator.gcsroutes emulator.vertexroutes emulator.handler emulator.server emulator.foreground emulator.__main__ emulator.process
+    emulator.gcsroutes emulator.vertexroutes emulator.handler emulator.server emulator.foreground
+    emulator.__main__ emulator.process
     backends backends.memory backends.sdk backends.geminiwire backends.gemini backends.vertexwire
     backends.vertexstaging backends.vertex backends.local backends.direct backends.retry
     decide principal ledger purge run submission collection finish apply
@@ -51,9 +52,9 @@ ORDER = words("""
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip
 PURE = words("""
-    errors gcsuri model globs sealing statefile parts sandbox response_schema importer validator recordtypes render
-    remedies shard rowclass plan causes repair answer_json results records ingest backends.geminiwire backends.vertexwire decide events
-    view story
+    errors gcsuri model globs sealing statefile parts sandbox response_schema importer validator
+    recordtypes render remedies shard rowclass plan causes repair answer_json results records ingest
+    backends.geminiwire backends.vertexwire decide events view story
 """)  # fmt: skip
 # What the pure modules may stand on, so that they run inside any other engine.
 THIRD_PARTY_OF_PURE = {"orjson", "msgspec", "jinja2", "jsonschema_rs", "json_repair"}
@@ -179,7 +180,8 @@ GOOGLE = {
     "backends.vertex": ("google.genai", "google.auth", "google.oauth2"),
     "backends.vertexstaging": ("google.cloud", "google.api_core", "google.auth"),
     "backends.local": ("google.oauth2",),
-    "blobs.gcs": ("google.cloud", "google.api_core", "google.auth"),
+    "blobs.gcs": ("google.cloud", "google.api_core"),
+    "blobs.gcserrors": ("google.cloud", "google.api_core", "google.auth"),
 }
 
 

@@ -12,7 +12,8 @@ import pytest
 from builders import LINEAGE, make_attempt, make_state
 
 from runner import migration, statefile
-from runner.blobs.gcs import EMULATOR_VARIABLE, GcsBlobs
+from runner.blobs.gcs import GcsBlobs
+from runner.blobs.gcserrors import EMULATOR_VARIABLE
 from runner.blobs.memory import MemoryBlobs
 from runner.emulator.server import serve
 from runner.errors import GbrunError, StateChanged, StateError, StateForeign, StateUnreadable

@@ -245,11 +245,60 @@ def test_the_environment_chooses_the_backend(
     [
         ({}, "GB501"),
         ({"GEMINI_API_KEY": ""}, "GB501"),
-        ({"GOOGLE_GENAI_USE_VERTEXAI": "1", "GEMINI_API_KEY": "k"}, "GB107"),
     ],
 )
-def test_no_backend_or_one_that_is_not_built(load: Load, environ: dict[str, str], code: str) -> None:
+def test_no_backend(load: Load, environ: dict[str, str], code: str) -> None:
     assert codes(load, "", ("backend: local\n", ""), environ=environ) == [code]
+
+
+VERTEX = {
+    "GOOGLE_CLOUD_PROJECT": "p-1",
+    "GOOGLE_CLOUD_LOCATION": "global",
+    "GBRUN_STAGING_URI": "gs://shelf/x",
+}
+
+
+def test_the_environment_chooses_vertex_and_fills_it_in(load: Load) -> None:
+    for name in ("GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_GENAI_USE_ENTERPRISE"):
+        environ = {name: "True", "GEMINI_API_KEY": "k", **VERTEX}
+        found = load("", ("backend: local\n", ""), environ=environ).backend
+        assert (found.type, found.project, found.location) == ("vertex", "p-1", "global")
+        assert (found.staging_uri, found.api_version, found.paid) == ("gs://shelf/x", "v1beta1", True)
+
+
+def test_a_spec_of_vertex(load: Load) -> None:
+    written = "backend: {type: vertex, project: example.com:p-2, location: us-central1, staging_uri: gs://shelf/a/b}"
+    found = load("", ("backend: local", written), environ=VERTEX).backend
+    assert (found.project, found.location, found.staging_uri) == (
+        "example.com:p-2",
+        "us-central1",
+        "gs://shelf/a/b",
+    )
+    bare = load("", ("backend: local", "backend: vertex"), environ=VERTEX).backend
+    assert bare.project == "p-1"
+    base = {**VERTEX, "GOOGLE_VERTEX_BASE_URL": "http://[::1]:9", "GOOGLE_GEMINI_BASE_URL": "https://x"}
+    found = load("", ("backend: local", "backend: vertex"), environ=base).backend
+    assert (found.base_url, found.paid) == ("http://[::1]:9", False)
+    # Synchronous calls put nothing into a bucket.
+    direct = "backend: {type: vertex, project: p-2, location: eu, mode: direct}"
+    assert load("", ("backend: local", direct)).backend.staging_uri is None
+    # What the command line chooses may lack what only a connection needs.
+    assert load(backend="vertex").backend.project is None
+    assert codes(load, "", ("backend: local", "backend: vertex")) == ["GB101"] * 3
+
+
+def test_limits_are_those_of_the_service(load: Load) -> None:
+    local = ("backend: local", "backend: {type: local, like: vertex}")
+    assert load("", local).shards.max_bytes == 1_000_000_000
+    assert load().shards.max_bytes == 1_500_000_000
+    assert codes(load, "shards: {max_requests: 200001}", local) == ["GB105"]
+    assert load("shards: {max_requests: 200001}").shards.max_requests == 200_001
+    assert codes(load, "shards: {max_requests: 1000001}") == ["GB105"]
+
+
+def test_a_spec_that_does_not_use_vertex_has_the_digest_it_had(load: Load) -> None:
+    backend = spec.resolved(load())["backend"]
+    assert not {"like", "project", "location", "staging_uri"} & backend.keys()
 
 
 def test_the_command_line_replaces_backend_and_state(load: Load, tmp_path: Path) -> None:
@@ -259,7 +308,7 @@ def test_the_command_line_replaces_backend_and_state(load: Load, tmp_path: Path)
     assert found.backend.settle_s == 1.0
     assert load(state=tmp_path / "elsewhere").state == tmp_path / "elsewhere"
     assert codes(load, backend="gemnii") == ["GB104"]
-    assert codes(load, backend="vertex") == ["GB107"]
+    assert load(backend="vertex").backend.protocol == "vertex"
 
 
 # ------------------------------------------------------------------- refusals

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from runner import spec as specfile
-from runner.blobs.gcs import EMULATOR_VARIABLE, GcsBlobs
+from runner.blobs.gcs import GcsBlobs
+from runner.blobs.gcserrors import EMULATOR_VARIABLE
 from runner.emulator.faults import FaultPlan
 from runner.emulator.server import Server, serve
 from runner.errors import SpecInvalid, UsageInvalid

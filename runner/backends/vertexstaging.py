@@ -143,7 +143,6 @@ class Staging:
                     end=end - 1,
                     # The service knows the checksum of the whole only.
                     checksum=None,
-                    single_shot_download=True,
                     retry=None,
                     timeout=self._timeout_s,
                 )

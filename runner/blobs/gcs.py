@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import secrets
 import tempfile
 import time
@@ -22,21 +21,18 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any, BinaryIO
 
-from runner.blobs import BlobChanged, BlobExists, BlobMissing, Unfinished, check_name
+from runner.blobs import BlobChanged, BlobExists, BlobMissing, Unfinished, check_name, gcserrors
 from runner.blobs.lease import HEARTBEAT_S, TAKEOVER_S, Leases, steady_s
 from runner.errors import StateError, UsageInvalid
 from runner.gcsuri import GcsUri
 
 PATIENCE_S = 60.0
 """How long a request is repeated for that fails in a way that may pass."""
-EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
-"""Address of an emulator instead of the service; the library reads it, and asks for no credentials then."""
 ONE_REQUEST_BYTES = 8 << 20
 """Largest blob that is sent in one request; the library's own bound."""
 _CHUNK_BYTES = 8 << 20
 _MARK = "gbrun-write"
 _TIMEOUT_S = (10.0, 60.0)
-_ROLE = "roles/storage.objectUser"
 
 
 class GcsBlobs:
@@ -267,10 +263,10 @@ class GcsBlobs:
                 return str(blob.generation)
             except Exception as error:
                 # 404 and 410: of an upload that was complete before its answer was lost.
-                if _status(error) not in (404, 410, 412):
+                if gcserrors.status(error) not in (404, 410, 412):
                     raise
                 found = self._ours(name, mark)
-                if found is None and _status(error) != 412:
+                if found is None and gcserrors.status(error) != 412:
                     raise
                 return found
 
@@ -295,7 +291,9 @@ class GcsBlobs:
         except (StateError, UsageInvalid):
             raise
         except Exception as error:
-            found = _translated(error, f"cannot {verb} {self._uri(name)}", self.place.bucket, missing=missing)
+            found = gcserrors.translated(
+                error, f"cannot {verb} {self._uri(name)}", self.place.bucket, missing=missing
+            )
             if found is None:
                 raise
             if isinstance(found, BlobMissing):
@@ -353,83 +351,3 @@ def _is_name(name: str) -> bool:
     except UsageInvalid:
         return False
     return True
-
-
-# ---------------------------------------------------------------- errors
-
-
-def _status(error: BaseException) -> int:
-    """The HTTP status behind an error of the library, 0 where there is none."""
-    from google.api_core.exceptions import GoogleAPICallError, RetryError
-
-    if isinstance(error, RetryError) and error.cause is not None:
-        return _status(error.cause)
-    if isinstance(error, GoogleAPICallError):
-        return int(error.code or 0)
-    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
-
-
-def _said(error: BaseException) -> str:
-    """The service's own words, without the request's address."""
-    cause = getattr(error, "cause", None) or error
-    words = str(getattr(cause, "message", "") or cause)
-    return re.sub(r"^[A-Z]+ https?://\S+: ", "", words).strip()[:300] or type(cause).__name__
-
-
-def _translated(error: Exception, what: str, bucket: str, *, missing: bool) -> StateError | None:
-    """An error of the library as one of the state; None for what is none of its errors."""
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError, TransportError
-    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-
-    if isinstance(error, DataCorruption):
-        return StateError(f"{what}: bytes were damaged on the way", hint="run the command again")
-    if isinstance(error, DefaultCredentialsError):
-        return StateError(
-            f"{what}: there are no credentials",
-            hint="gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
-        )
-    if isinstance(error, RefreshError):
-        return StateError(
-            f"{what}: the credentials are no longer accepted ({_said(error)})",
-            hint="gcloud auth application-default login",
-        )
-    status = _status(error)
-    if status:
-        return _of_status(status, error, what, bucket, missing=missing)
-    if isinstance(error, OSError | TransportError | GoogleAPIError):
-        cause = getattr(error, "cause", None) or error
-        emulator = os.environ.get(EMULATOR_VARIABLE)
-        return StateError(
-            f"{what}: Cloud Storage cannot be reached ({type(cause).__name__})",
-            hint=f"{EMULATOR_VARIABLE} is {emulator!r}: is an emulator running there?"
-            if emulator
-            else "look at the network, then run the command again",
-        )
-    if isinstance(error, GoogleAuthError | InvalidResponse):
-        return StateError(f"{what}: {_said(error)}", hint="gcloud auth application-default login")
-    return None
-
-
-def _of_status(status: int, error: Exception, what: str, bucket: str, *, missing: bool) -> StateError:
-    if status == 404 and missing and "bucket does not exist" not in _said(error):
-        return BlobMissing(what)
-    if status == 404:
-        return StateError(
-            f"{what}: there is no bucket {bucket!r}",
-            hint=f"make it (gcloud storage buckets create gs://{bucket}), or name another with `state:`",
-        )
-    if status == 403:
-        return StateError(
-            f"{what}: no right to do that ({_said(error)})",
-            hint=f"grant {_ROLE} on gs://{bucket} to the account that runs gbrun",
-        )
-    if status == 401:
-        return StateError(
-            f"{what}: the credentials are not accepted (401)", hint="gcloud auth application-default login"
-        )
-    if status == 412:
-        return StateError(f"{what}: it was changed while it was being read", hint="run the command again")
-    return StateError(
-        f"{what}: Cloud Storage answers {status} ({_said(error)})", hint="run the command again"
-    )

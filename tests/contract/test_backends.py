@@ -272,7 +272,13 @@ def run(backend: Backend, folder: Path, task: str, *lines: bytes) -> list[Any]:
 
 
 def test_a_job_of_texts_gives_vectors(backend: Backend, tmp_path: Path) -> None:
-    lines = run(backend, tmp_path, "embed_content", embed_line(backend, "r1", "one"), embed_line(backend, "r2", "two", 3))
+    lines = run(
+        backend,
+        tmp_path,
+        "embed_content",
+        embed_line(backend, "r1", "one"),
+        embed_line(backend, "r2", "two", 3),
+    )
 
     assert {line["key"]: len(line["response"]["embedding"]["values"]) for line in lines} == {"r1": 8, "r2": 3}
     for line in lines:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from runner.blobs import BlobChanged, BlobExists, BlobMissing, Blobs
-from runner.blobs.gcs import EMULATOR_VARIABLE, GcsBlobs
+from runner.blobs.gcs import GcsBlobs
+from runner.blobs.gcserrors import EMULATOR_VARIABLE
 from runner.blobs.local import LocalBlobs
 from runner.blobs.memory import MemoryBlobs
 from runner.emulator.server import serve

@@ -402,7 +402,7 @@ def test_a_yaml_file_with_the_word_on(tmp_path):
         ("http: [{on: create, kind: reset, status: 503}]", "http[0].status"),
         ("http: [{on: create, kind: http_5xx, status: 404}]", "http[0].status"),
         ("http: [{on: create, kind: slow}]", "needs delay_s"),
-        ("http: [{on: create, kind: cut_body}]", "for download only"),
+        ("http: [{on: create, kind: cut_body}]", "for download and storage_read only"),
         ("http: [{on: create, kind: no_file}]", "for upload only"),
         ("jobs: [{kind: failed, code: 99}]", "jobs[0].code"),
         ("jobs: [{kind: expired, code: 3}]", "jobs[0].code"),

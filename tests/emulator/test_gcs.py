@@ -23,9 +23,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 # The library leaves connections of downloads that it begins again to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-    ),
+    pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"),
 ]
 RETRY = DEFAULT_RETRY.with_delay(0.01, 0.1).with_timeout(10)
 

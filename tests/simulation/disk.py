@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from runner import statefile
 from runner.blobs import Blobs, locked
+from runner.blobs.lease import HEARTBEAT_S, Leases
 from runner.blobs.local import LocalBlobs
 from runner.errors import StateError
 from runner.outputs.jsonl import JsonlFile
 
-from .process import Process
+from .process import Process, Violation
 
 if TYPE_CHECKING:
     from .world import World
@@ -35,6 +36,10 @@ class ProcessBlobs:
         self._world = world
         self._process = process
         self._inner: Blobs = world.blobs
+        self.leases = Leases(
+            _Living(world.blobs, process), "", clock=lambda: world.time, sleep=self._wait_for_lock
+        )
+        """Its locks, where the state lies at a place that cannot tell that a holder died."""
 
     # ------------------------------------------------------------ reading
 
@@ -112,6 +117,10 @@ class ProcessBlobs:
         """See `Blobs.lock`: freed when the process dies, as flock is."""
         world = self._world
         world.check_alive(self._process)
+        if world.remote:
+            with self._leased(name, holder, timeout_s):
+                yield
+            return
         waited_s = 0.0
         while world.holder is not None:
             if waited_s >= timeout_s:
@@ -128,6 +137,29 @@ class ProcessBlobs:
         if not self._process.dead:
             world.visit(self._process, "unlock after")
 
+    @contextmanager
+    def _leased(self, name: str, holder: bytes, timeout_s: float) -> Iterator[None]:
+        """A lease: one who dies with it leaves it standing, until others have watched it for long enough."""
+        world = self._world
+        with self.leases.hold(name, holder, timeout_s):
+            if world.holder is not None:
+                raise Violation("a lease has one holder", f"{self._process.number}, {world.holder.number}")
+            world.holder = self._process
+            world.leases[self._process.number] = self.leases
+            try:
+                world.visit(self._process, "lock after")
+                yield
+            finally:
+                world.holder = None
+                del world.leases[self._process.number]
+        if not self._process.dead:
+            world.visit(self._process, "unlock after")
+
+    def _wait_for_lock(self, seconds: float) -> None:
+        self._world.pass_time(max(seconds, 1.0))
+        self._world.switch(1.0)
+        self._world.check_alive(self._process)
+
     def _label(self, name: str, data: bytes) -> str:
         if name == "state.json":
             return "root"
@@ -139,6 +171,8 @@ class ProcessBlobs:
     def _write(self, label: str, name: str, act: Callable[[], str]) -> str:
         world = self._world
         world.effect(self._process, f"{label} before", name)
+        if world.remote:
+            self.leases.check()
         fails = world.faults.take("save_failed")
         after = fails and world.faults.rng.random() < 0.5
         if fails and not after:
@@ -152,6 +186,32 @@ class ProcessBlobs:
 
     def _inode(self, name: str) -> int | None:
         return (self._inner.root / name).stat().st_ino if isinstance(self._inner, LocalBlobs) else None
+
+
+def show_life(leases: Leases, now: float) -> None:
+    """What the thread of a holder does every minute, in the time of the life."""
+    for held in leases._held.values():
+        if not held.lost and now - held.renewed_at >= HEARTBEAT_S:
+            leases._renew(held)
+
+
+class _Living:
+    """The blobs of locks, for as long as their process lives."""
+
+    def __init__(self, blobs: Blobs, process: Process) -> None:
+        self._blobs = blobs
+        self._process = process
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        return self._blobs.read(name)
+
+    def create(self, name: str, data: bytes) -> str:
+        return self._blobs.create(name, data)
+
+    def replace(self, name: str, data: bytes, version: str) -> str:
+        if self._process.dead:
+            raise StateError("the dead write nothing")
+        return self._blobs.replace(name, data, version)
 
 
 class Records(JsonlFile):

@@ -20,6 +20,9 @@ from .world import Report, simulate
 _TRACE_LINES = 120
 
 
+_SUMS = ("ambiguous", "adopted", "doubles", "lost_rows", "quarantined", "remote", "remedied")
+
+
 @dataclass(slots=True)
 class Totals:
     """The sum over many lives."""
@@ -37,6 +40,8 @@ class Totals:
     doubles: int = 0
     lost_rows: int = 0
     quarantined: int = 0
+    remote: int = 0
+    remedied: int = 0
     failures: list[Report] = field(default_factory=list)
 
     def add(self, report: Report) -> None:
@@ -50,7 +55,7 @@ class Totals:
         for point in report.crashes:
             for kind in report.faults:
                 self.matrix[point, kind, report.retries] += 1
-        for name in ("ambiguous", "adopted", "doubles", "lost_rows", "quarantined"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(report, name))
         if report.violation is not None:
             self.failures.append(report)
@@ -59,7 +64,7 @@ class Totals:
         """Add the sum of others."""
         for name in ("visits", "crashes", "faults", "outcomes", "matrix", "failures"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("seeds", "runs", "ambiguous", "adopted", "doubles", "lost_rows", "quarantined"):
+        for name in ("seeds", "runs", *_SUMS):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def rarest(self, retries: bool | None = None) -> tuple[int, str, str]:
@@ -104,6 +109,8 @@ def table(totals: Totals, wall_s: float) -> str:
     """The numbers."""
     lines = [
         f"seeds               {totals.seeds:,}",
+        f"  state             {totals.remote:,} with a lease for a lock, where a death frees nothing",
+        f"  remedies          {totals.remedied:,}",
         f"runs                {totals.runs:,}",
         "  ended             " + ", ".join(f"{name} {n:,}" for name, n in totals.outcomes.most_common()),
         f"crash points        {len(POINTS)}, passed {totals.visits.total():,} times",

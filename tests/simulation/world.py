@@ -20,6 +20,7 @@ from runner import apply as executor
 from runner import export, ledger, plan
 from runner.backends.retry import RetryingBackend
 from runner.blobs import Blobs
+from runner.blobs.lease import TAKEOVER_S, Leases
 from runner.blobs.local import LocalBlobs
 from runner.blobs.memory import MemoryBlobs
 from runner.decide import Policy
@@ -49,6 +50,7 @@ _MOST_VISITS = 20_000
 _DISTURBED_RUNS = 6
 _CALM_RUNS = 6
 _REPLANS = 5
+_TAKEN_OVER_S = 2 * TAKEOVER_S
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class Report:
     outcomes: Counter[str] = field(default_factory=Counter)
     """How the runs ended."""
     retries: bool = False
+    remote: bool = False
+    remedied: bool = False
     ambiguous: int = 0
     adopted: int = 0
     doubles: int = 0
@@ -127,8 +131,14 @@ class World:
             cleanup=cleanup or rng.choice(("inputs", "inputs", "all", "keep")),
         )
         self.report.retries = self.spec.failures.max_attempts > 1
+        self.report.remedied = shape.remedied
         self.service_clock = _Clock(self, None)
         self.on_disk = rng.random() < 0.1 and not faults.calm
+        self.remote = not self.on_disk and Random(f"remote {seed}").random() < 0.4
+        """Whether the lock of the state is a lease, which its holder's death does not free."""
+        self.report.remote = self.remote
+        self.leases: dict[int, Leases] = {}
+        """Locks that are held, by the number of their process."""
         self.blobs: Blobs = LocalBlobs(folder / "state") if self.on_disk else MemoryBlobs()
         if faults.need == "long_history" or rng.random() < 0.3:
             for number in range(20):
@@ -192,6 +202,8 @@ class World:
     def pass_time(self, seconds: float) -> None:
         """Time goes by, for everyone."""
         self.time += seconds
+        for leases in list(self.leases.values()):
+            disk.show_life(leases, self.time)
         if self.time > _START_S + _LONGEST_S:
             raise Violation("every life converges", f"{_LONGEST_S:g} s went by, and no end")
 
@@ -276,7 +288,7 @@ class World:
                         new_lineage=lambda: f"{rng.getrandbits(128):032x}",
                         on_event=lambda event: self._event(process, event),
                         stop=self._stop,
-                        lock_timeout_s=rng.choice((0.0, 100.0)),
+                        lock_timeout_s=_TAKEN_OVER_S if faults.calm else rng.choice((0.0, 100.0)),
                     ).run()
                 except PlanStale:
                     continue
