@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SPEC := specs/tickets.yaml
 
-.PHONY: demo test check fix simulate torture messy bench lock clean
+.PHONY: demo test check fix simulate torture races messy bench lock clean
 
 # Everything below stands on the environment; it is made once and again when the lock changes.
 .venv/ready: requirements.lock pyproject.toml
@@ -49,8 +49,13 @@ torture: .venv/ready
 messy: .venv/ready
 	$(BIN)/python -m tests.messy $(MESSY)
 
+# Two runners on one state in Cloud Storage.
+races: .venv/ready
+	ROUNDS=$(or $(ROUNDS),100) $(BIN)/python -m pytest -q -m slow tests/test_races.py
+
 bench: .venv/ready
 	$(BIN)/python bench/plan.py
+	$(BIN)/python bench/collect.py
 
 # Writes requirements.lock anew from the ranges in pyproject.toml.
 lock: .venv/ready

@@ -86,8 +86,11 @@ class Apply:
         on_event: Callable[[Event], None],
         stop: Stop,
         lock_timeout_s: float = 0.0,
+        overwrite: bool = False,
     ) -> None:
+        """`overwrite` takes tables of other owners over."""
         self._resolved = resolved
+        self._overwrite = overwrite
         self._plan = plan
         self._new_lineage = new_lineage
         self._stop = stop
@@ -291,7 +294,9 @@ class Apply:
         run, ledger = self._run, self._run.ledger
         run.index.sync(ledger.state, ledger.attempts.values())
         with ExitStack() as held:
-            done = finish.write(run.spec, self._plan, ledger.state, run.store, run.index, held)
+            done = finish.write(
+                run.spec, self._plan, ledger.state, run.store, run.index, held, overwrite=self._overwrite
+            )
             # The root first: killed in between, the next plan sees that the files are not there yet.
             ledger.save(replace(done.state, last_apply_at=run.clock.now()))
             done.written.place()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.errors import Diagnostic
-from runner.model import BadRow, Spec
+from runner.model import BadRow, BigQuerySource, Spec
 
 _CODES = {
     "unreadable": "GB601",
@@ -13,6 +13,7 @@ _CODES = {
     "surrogate": "GB602",
     "template": "GB603",
     "too_large": "GB604",
+    "no_key": "GB605",
 }
 
 
@@ -22,10 +23,12 @@ def diagnose(spec: Spec, bad: BadRow) -> Diagnostic:
     if not bad.path:
         return Diagnostic(code=code, message=f"the input {bad.message}", path=bad.key)
     template = spec.prompt
-    if spec.system_instruction is not None and spec.system_instruction.path == bad.path:
-        first = spec.system_instruction.line
-        if first <= bad.line < first + spec.system_instruction.text.count("\n") + 1:
-            template = spec.system_instruction
+    ids = [source.id for source in spec.inputs if isinstance(source, BigQuerySource)]
+    for other in (spec.system_instruction, *ids):
+        if other is None or other.path != bad.path:
+            continue
+        if other.line <= bad.line < other.line + other.text.count("\n") + 1:
+            template = other
     lines = template.text.split("\n")
     at = bad.line - template.line
     snippet = lines[at] if 0 <= at < len(lines) else ""

@@ -72,7 +72,8 @@ def check_allowed(spec: Spec, applied: Mapping[str, Json] | None) -> None:
         raise GuardRefused(
             f"{spec.path.name} says `lifecycle.prevent_destroy: true`", hint="take it out of the spec"
         )
-    for path in (spec.path, *(spec.folder / destination.path for destination in spec.destinations)):
+    files = [spec.folder / one.path for one in spec.destinations if not one.is_table]
+    for path in (spec.path, *files):
         if spec.state in Path(os.path.abspath(path)).parents:
             raise GuardRefused(
                 f"{path} lies in the state folder {spec.state}, which would be put aside with it",

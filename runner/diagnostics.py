@@ -93,6 +93,7 @@ CODES: Mapping[str, Code] = {
     "GB602": Code("input is not text", "A file is not text in the source's encoding."),
     "GB603": Code("template fails on a row", "The template cannot be rendered with the data of a row."),
     "GB604": Code("request too large", "The request of a row is over `shards.max_bytes`."),
+    "GB605": Code("row without a key", "The `id` of a table gives a row no text that can name it."),
     # Lints: warnings, errors with `validate --strict`.
     "GB901": Code("model is gone", "The service no longer has the model."),
     "GB902": Code("model is re-routed", "Another model answers under this id, at its own price."),

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from runner import judged, outputs
-from runner.model import Outcome, Spec, Stored
-from runner.outputs import atomicfile, jsonl
+from runner import bqtable, judged, outputs
+from runner.model import NOBODY, Outcome, Owner, Spec, Stored
 from runner.rowtable import KnownRow
 from runner.store import Store
 
@@ -26,8 +25,8 @@ class Written:
     rows: Mapping[str, int]
     """Rows per outcome; `in_flight` and `held_back` for those that have none yet."""
     clear: Callable[[], None]
-    """Removes the errors file of an earlier export where nothing failed now. To be called before the root
-    forgets it: a file that no root names would be a stranger's."""
+    """Removes the failures of an earlier export where nothing failed now. To be called before the root
+    forgets them: a file that no root names would be a stranger's."""
     place: Callable[[], None]
     """Moves the files to their places; until then nothing can be seen of them."""
 
@@ -40,19 +39,22 @@ def write(
     live: Callable[[str], str | None],
     held: ExitStack,
     settled: Callable[[str], None] = lambda outcome: None,
+    *,
+    owner: Owner = NOBODY,
 ) -> Written:
     """Write records and failures, in the order of `rows`, beside their places; `Written.place` moves them.
 
     The caller names what will be there in the state first, so that a run that is killed in
     between leaves a state that sees the difference. `answered` and `live` are as for `judged.rows`.
-    What is not placed is removed when `held` is closed. `settled` is told the class of each row.
+    What is not placed is removed when `held` is closed. `settled` is told the class of each row. `owner` is
+    the state that the records are of.
 
     Raises:
         StateUnreadable: a response that an outcome refers to is gone or damaged.
         GbrunError: a destination cannot be written.
     """
     counts: Counter[str] = Counter()
-    files = _Files(spec, held)
+    files = _Files(spec, held, owner)
     for found in judged.rows(spec, store, rows, answered, live):
         counts[found.outcome] += 1
         settled(found.outcome)
@@ -64,12 +66,15 @@ def write(
 
 
 class _Files:
-    """The files of one export: every destination, and the failures beside the first."""
+    """The outputs of one export: every destination, and the failures beside the first."""
 
-    def __init__(self, spec: Spec, held: ExitStack) -> None:
-        self._records = [(one, held.enter_context(outputs.open(spec, one))) for one in spec.destinations]
+    def __init__(self, spec: Spec, held: ExitStack, owner: Owner) -> None:
+        self._records = [
+            (one, held.enter_context(outputs.open(spec, one, owner))) for one in spec.destinations
+        ]
         self._failures_name = spec.destinations[0].errors_path
-        self._failures = held.enter_context(jsonl.JsonlFile(spec.folder / self._failures_name))
+        self._failures = held.enter_context(outputs.open_failures(spec, owner))
+        self._failure_count = 0
 
     def record(self, line: bytes, meta: bytes) -> None:
         """Write a record to each destination, with `meta` (the line of an object) where that is wanted."""
@@ -77,38 +82,47 @@ class _Files:
             file.write(line, meta if "meta" in destination.include else b"")
 
     def failure(self, line: bytes) -> None:
-        """Write a line of the errors file."""
+        """Write a line of the failures."""
         self._failures.write(line)
+        self._failure_count += 1
 
     def seal(self) -> dict[str, tuple[str, int]]:
         """End the writing; path as in the spec -> (SHA-256 hex, byte size) of all that is to be placed."""
         sealed = {destination.path: file.seal() for destination, file in self._records}
-        if self._failures.line_count:
+        if self._failure_count:
             sealed[self._failures_name] = self._failures.seal()
         return sealed
 
     def clear(self) -> None:
         """See `Written.clear`."""
-        if not self._failures.line_count:
-            try:
-                self._failures.path.unlink(missing_ok=True)
-            except OSError as error:
-                raise self._failures.failed(error.strerror) from error
+        if not self._failure_count:
+            self._failures.remove()
 
     def place(self) -> None:
         """Move all of them to their places."""
         for _, file in self._records:
             file.place()
-        if self._failures.line_count:
+        if self._failure_count:
             self._failures.place()
 
 
 def destinations(spec: Spec) -> tuple[str, ...]:
-    """Every file this spec may write, as paths in the spec's own form."""
+    """Every file and table this spec may write, as in the spec."""
     paths = (destination.path for destination in spec.destinations)
     return (*paths, spec.destinations[0].errors_path)
 
 
-def look(spec: Spec) -> dict[str, tuple[str, int] | None]:
-    """What lies at each destination now."""
-    return {path: atomicfile.look(spec.folder / path) for path in destinations(spec)}
+def look(spec: Spec, lineage: str = "") -> dict[str, tuple[str, int] | None]:
+    """What lies at each destination now, for the state of this lineage; see `outputs.look`."""
+    return {path: outputs.look(spec, path, lineage) for path in destinations(spec)}
+
+
+def owners(spec: Spec) -> dict[str, str]:
+    """Destination -> the lineage that its table says it belongs to; only of tables that say so."""
+    tables = [path for path in destinations(spec) if path.startswith(bqtable.SCHEME)]
+    if not tables:
+        return {}
+    from runner.outputs import bigquery
+
+    found = {path: bigquery.owner_of(path) for path in tables}
+    return {path: owner for path, owner in found.items() if owner}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from runner import export, rowtable
 from runner.index import Index
-from runner.model import Export, Json, Plan, Spec, State
+from runner.model import Export, Json, Owner, Plan, Spec, State
 from runner.store import Store
 
 
@@ -23,20 +23,34 @@ class Finished:
     """Takes the snapshot over into the index; for after the root is saved."""
 
 
-def write(spec: Spec, plan: Plan, state: State, store: Store, index: Index, held: ExitStack) -> Finished:
+def write(
+    spec: Spec,
+    plan: Plan,
+    state: State,
+    store: Store,
+    index: Index,
+    held: ExitStack,
+    *,
+    overwrite: bool = False,
+) -> Finished:
     """Write the destinations beside their places, and the snapshot (where rows differ from the last one).
 
-    The index must be in step with `state`. What is not placed is removed when `held` is closed.
-    Raises what `export.write` raises.
+    The index must be in step with `state`. What is not placed is removed when `held` is closed. `overwrite`
+    takes tables of other owners over. Raises what `export.write` raises.
     """
+    owner = owned(state, overwrite=overwrite)
     if plan.rows_path is None:
-        written = export.write(spec, store, index.rows(), index.answered_among, lambda _: None, held)
+        written = export.write(
+            spec, store, index.rows(), index.answered_among, lambda _: None, held, owner=owner
+        )
         return Finished(_exported(state, plan, written), written, lambda: None)
     spool = rowtable.connect(plan.rows_path)
     try:
         outcomes: list[str] = []
         rows = rowtable.rows(spool)
-        written = export.write(spec, store, rows, index.answered_among, lambda _: None, held, outcomes.append)
+        written = export.write(
+            spec, store, rows, index.answered_among, lambda _: None, held, outcomes.append, owner=owner
+        )
         with rowtable.transaction(spool):
             rowtable.settle(spool, ((_final(outcome), at) for at, outcome in enumerate(outcomes)))
         known = {
@@ -49,6 +63,12 @@ def write(spec: Spec, plan: Plan, state: State, store: Store, index: Index, held
         spool.close()
     path, name = plan.rows_path, state.rows
     return Finished(_exported(state, plan, written), written, lambda: index.absorb(name, components, path))
+
+
+def owned(state: State, *, overwrite: bool = False) -> Owner:
+    """Whose destinations an export of this state writes."""
+    before = frozenset(state.export.files) if state.export is not None else frozenset()
+    return Owner(lineage=state.lineage, written=before, takes_over=overwrite)
 
 
 def _exported(state: State, plan: Plan, written: export.Written) -> State:

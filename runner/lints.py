@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runner import columns, modelfacts, outputschema, response_schema, validator
 from runner.errors import Diagnostic
 from runner.marks import Place, locate, nearest
-from runner.model import Json, Spec, Template
+from runner.model import BigQuerySource, Json, Spec, Template
 from runner.shape import suggest
 from runner.templates import locate as locate_in_template
 from runner.variables import redact
@@ -278,13 +278,14 @@ def _templates(spec: Spec) -> Iterator[Diagnostic]:
         (("prompt",), spec.prompt),
         (("system_instruction",), spec.system_instruction),
         (("embed_content_config", "title"), spec.title),
+        *((place, source.id) for place, source in _tables(spec)),
     )
     for key, template in places:
         if template is None:
             continue
         tree = jinja2.Environment().parse(template.text)
         names = {node.name for node in tree.find_all(nodes.Name)}
-        reads_input = reads_input or "input" in names
+        reads_input = reads_input or ("input" in names and key[0] != "inputs")
         used |= _variables_read(tree, spec)
         yield from _unknown_names(spec, key, template, tree)
         for match in _REFERENCE.finditer(template.text):
@@ -294,13 +295,24 @@ def _templates(spec: Spec) -> Iterator[Diagnostic]:
             yield _in_template(spec, key, template, line, "GB913", message, hint, match[0])
     if not reads_input:
         message = "the prompt uses nothing of the input: every row asks the same"
-        yield _at(
-            spec, ("prompt",), "GB909", message, "write {{ input.text }} where the row belongs", key=True
-        )
+        field = "COLUMN" if _tables(spec) else "text"
+        hint = f"write {{{{ input.{field} }}}} where the row belongs"
+        yield _at(spec, ("prompt",), "GB909", message, hint, key=True)
     for name in spec.variables:
         if name not in used:
             place = ("variables", name)
             yield _at(spec, place, "GB908", f'variable "{name}" is used nowhere', "remove it", key=True)
+
+
+def _tables(spec: Spec) -> list[tuple[Place, BigQuerySource]]:
+    """The sources whose rows have columns that only the service knows, each with the place of its key."""
+    marks = spec.origin.marks if spec.origin else {}
+    found: list[tuple[Place, BigQuerySource]] = []
+    for number, source in enumerate(spec.inputs):
+        if isinstance(source, BigQuerySource):
+            listed: Place = ("inputs", number, "id")
+            found.append((listed if listed in marks else ("inputs", "id"), source))
+    return found
 
 
 def _variables_read(tree: nodes.Template, spec: Spec) -> set[str]:
@@ -332,7 +344,9 @@ def _field(node: nodes.Node, owner: str) -> str | None:
 def _unknown_names(spec: Spec, key: Place, template: Template, tree: nodes.Template) -> Iterator[Diagnostic]:
     from jinja2 import nodes
 
-    known: dict[str, tuple[str, ...]] = {"input": FILE_FIELDS, "var": tuple(spec.variables)}
+    known: dict[str, tuple[str, ...]] = {"var": tuple(spec.variables)}
+    if not _tables(spec):
+        known["input"] = FILE_FIELDS
     own = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
     own |= {macro.name for macro in tree.find_all(nodes.Macro)}
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):

@@ -448,6 +448,10 @@ class Owner:
     """Whether those of others may be replaced."""
 
 
+NOBODY = Owner()
+"""For files, which carry no owner."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
     """What the destinations were written from, and what was written."""

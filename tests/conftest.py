@@ -125,6 +125,20 @@ def _is_installed() -> bool:
     return True
 
 
+def emulator_jobs(folder: Path) -> list[tuple[str, list[str]]]:
+    """(display name, request ids) of every job that an emulator with this folder took, oldest first."""
+    if not (folder / "emulator.sqlite").exists():
+        return []
+    with sqlite3.connect(f"file:{folder / 'emulator.sqlite'}?mode=ro", uri=True) as db:
+        found = db.execute("SELECT id, display_name FROM jobs ORDER BY seq").fetchall()
+    db.close()
+    inputs = [(folder / "jobs" / f"{job}.in").read_bytes().splitlines() for job, _ in found]
+    return [
+        (name, [json.loads(line)["key"] for line in lines])
+        for (_, name), lines in zip(found, inputs, strict=True)
+    ]
+
+
 class Project:
     """A folder with a spec, inputs, and the ways to look at what a run left in it."""
 
@@ -227,17 +241,11 @@ class Project:
 
     def jobs(self) -> list[tuple[str, list[str]]]:
         """(display name, request ids) of every job that the emulator ever took, oldest first."""
-        folder = self.state / "emulator"
-        if not (folder / "emulator.sqlite").exists():
-            return []
-        with sqlite3.connect(f"file:{folder / 'emulator.sqlite'}?mode=ro", uri=True) as db:
-            found = db.execute("SELECT id, display_name FROM jobs ORDER BY seq").fetchall()
-        db.close()
-        inputs = [(folder / "jobs" / f"{job}.in").read_bytes().splitlines() for job, _ in found]
-        return [
-            (name, [json.loads(line)["key"] for line in lines])
-            for (_, name), lines in zip(found, inputs, strict=True)
-        ]
+        return emulator_jobs(self.state / "emulator")
+
+    def jobs_of(self, folder: Path) -> list[tuple[str, list[str]]]:
+        """The same of another emulator's folder."""
+        return emulator_jobs(folder)
 
     def requests_sent(self) -> list[str]:
         """Every request id that ever was in a job, once per job."""
@@ -370,3 +378,65 @@ def wait_for() -> Callable[..., None]:
             time.sleep(0.02)
 
     return wait
+
+
+# ---------------------------------------------------------------- states in Cloud Storage
+
+STATE = "gs://bucket/teams/notes"
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    # Storage's client takes its time to load, and few tests need it.
+    import msgspec
+
+    from runner.blobs.gcserrors import EMULATOR_VARIABLE
+    from runner.emulator.faults import FaultPlan
+    from runner.emulator.server import serve
+
+    servers = []
+
+    def begin(*rules: dict[str, Any]) -> Any:
+        server = serve(tmp_path / "cloud", 0, msgspec.convert({"http": list(rules)}, FaultPlan))
+        servers.append(server)
+        server._http.service.objects.create_bucket("bucket")
+        monkeypatch.setenv(EMULATOR_VARIABLE, server.url)
+        return server
+
+    yield begin
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def make_remote(
+    cloud: Callable[..., Any], new_project: Callable[..., Any], make_project: type, gbrun: Any
+) -> Callable[..., Any]:
+    """A project whose state lies in the bucket; several of them are several machines."""
+
+    from runner.blobs.gcs import GcsBlobs
+    from runner.blobs.gcserrors import EMULATOR_VARIABLE
+    from runner.gcsuri import GcsUri
+
+    class Remote(make_project):  # type: ignore[misc,valid-type]
+        @property
+        def state(self) -> Path:
+            """What this machine keeps."""
+            (found,) = (self.folder / ".gbrun/notes").glob("cache-*")
+            return Path(found)
+
+        def run(self, *args: str | Path, **options: Any) -> Any:
+            return super().run(*args, **{"env": self.env} | options)
+
+        @property
+        def blobs(self) -> Any:
+            return GcsBlobs(GcsUri("bucket", "teams/notes"))
+
+    def begin(*rules: dict[str, Any], folder: str = "project", server: Any = None) -> Any:
+        made = Remote(gbrun.home.parent / folder, gbrun)
+        made.server = server or cloud(*rules)
+        made.env = {EMULATOR_VARIABLE: made.server.url}
+        made.settings["state"] = STATE
+        return made
+
+    return begin

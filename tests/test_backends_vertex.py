@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -405,7 +404,7 @@ def test_every_file_of_rows_is_read_in_order_and_ended(service: Service, backend
 def test_rows_may_land_late(service: Service, backend: VertexBackend) -> None:
     bucket = Bucket(service)
     names = [f"{OUT}/p/prediction-{n}.jsonl" for n in range(3)]
-    bucket.objects = {name: b"x\n" for name in names}
+    bucket.objects = dict.fromkeys(names, b"x\n")
     bucket.early = [[], names[:1], names[:2], names[:2]]
     assert output(backend) == b"x\nx\n"
     clock = backend._clock

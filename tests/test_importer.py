@@ -28,8 +28,7 @@ def nested(count: int) -> Any:
 def loads(*requests: Any) -> bool:
     try:
         Importer().load(orjson.dumps({"key": "r1", "request": request}) + b"\n" for request in requests)
-    except ImportFailed as error:
-        assert str(error).startswith("Failed to import data")
+    except ImportFailed:
         return False
     return True
 

@@ -23,17 +23,17 @@ def words(text: str) -> list[str]:
 
 # Read from top to bottom this is the program. A new file gets its place here.
 ORDER = words("""
-    errors gcsuri model clock globs sealing units statefile parts
+    errors gcsuri bqtable model clock globs sealing units statefile parts
     blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcs
     diagnostics badrows schemafile
     sandbox response_schema importer validator
-    marks yamlnodes yamlfile tree shape layers variables specpaths templates taskspec pydanticmodel outputschema
+    marks yamlnodes yamlfile tree shape layers variables specpaths templates bigqueryspec taskspec pydanticmodel outputschema
     recordtypes columns destinationspec backendspec statespec spec
     modelfacts lints specformat
-    inputs.files inputs
+    bqclient inputs.files inputs.bigquery inputs
     render remedies shard rowclass rowtable planspool plan causes
     store index garbage roots keys repair answer_json results records ingest judged
-    outputs.atomicfile outputs.cells outputs.jsonl outputs.csv outputs.parquet outputs.sqlite outputs export
+    outputs.atomicfile outputs.cells outputs.jsonl outputs.csv outputs.parquet outputs.sqlite outputs.bigquery outputs export
     emulator emulator.patterns emulator.messages emulator.wire emulator.database emulator.faults
     emulator.files emulator.gcswire emulator.gcs
     emulator.jobs emulator.values emulator.answers emulator.embeddings emulator.spoils
@@ -52,7 +52,7 @@ ORDER = words("""
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip
 PURE = words("""
-    errors gcsuri model globs sealing statefile parts sandbox response_schema importer validator
+    errors gcsuri bqtable model globs sealing statefile parts sandbox response_schema importer validator
     recordtypes render remedies shard rowclass plan causes repair answer_json results records ingest
     backends.geminiwire backends.vertexwire decide events view story
 """)  # fmt: skip
@@ -180,6 +180,9 @@ GOOGLE = {
     "backends.vertex": ("google.genai", "google.auth", "google.oauth2"),
     "backends.vertexstaging": ("google.cloud", "google.api_core", "google.auth"),
     "backends.local": ("google.oauth2",),
+    "bqclient": ("google.cloud", "google.api_core", "google.auth"),
+    "inputs.bigquery": ("google.cloud",),
+    "outputs.bigquery": ("google.cloud", "google.api_core"),
     "blobs.gcs": ("google.cloud", "google.api_core"),
     "blobs.gcserrors": ("google.cloud", "google.api_core", "google.auth"),
 }

@@ -282,6 +282,9 @@ def test_a_spec_of_vertex(load: Load) -> None:
     # Synchronous calls put nothing into a bucket.
     direct = "backend: {type: vertex, project: p-2, location: eu, mode: direct}"
     assert load("", ("backend: local", direct)).backend.staging_uri is None
+    tools = "tools: [google_search: {}]"
+    assert load(tools, ("backend: local", direct)).tools == ({"google_search": {}},)
+    assert codes(load, tools, ("backend: local", "backend: {type: local, like: vertex}")) == ["GB503"]
     # What the command line chooses may lack what only a connection needs.
     assert load(backend="vertex").backend.project is None
     assert codes(load, "", ("backend: local", "backend: vertex")) == ["GB101"] * 3

@@ -19,59 +19,12 @@ from runner.emulator.server import Server, serve
 from runner.errors import SpecInvalid, UsageInvalid
 from runner.gcsuri import GcsUri
 
-STATE = "gs://bucket/teams/notes"
 PLACE = GcsUri("bucket", "teams/notes")
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
-    servers = []
-
-    def begin(*rules: dict[str, Any]) -> Server:
-        server = serve(tmp_path / "cloud", 0, msgspec.convert({"http": list(rules)}, FaultPlan))
-        servers.append(server)
-        server._http.service.objects.create_bucket("bucket")
-        monkeypatch.setenv(EMULATOR_VARIABLE, server.url)
-        return server
-
-    yield begin
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture
-def make(
-    cloud: Callable[..., Server], new_project: Callable[..., Any], make_project: type, gbrun: Any
-) -> Callable[..., Any]:
-    """A project whose state lies in the bucket; several of them are several machines."""
-
-    class Remote(make_project):  # type: ignore[misc,valid-type]
-        @property
-        def state(self) -> Path:
-            """What this machine keeps."""
-            (found,) = (self.folder / ".gbrun/notes").glob("cache-*")
-            return Path(found)
-
-        def run(self, *args: str | Path, **options: Any) -> Any:
-            return super().run(*args, **{"env": self.env} | options)
-
-        @property
-        def blobs(self) -> GcsBlobs:
-            return GcsBlobs(PLACE)
-
-    def begin(*rules: dict[str, Any], folder: str = "project", server: Server | None = None) -> Any:
-        made = Remote(gbrun.home.parent / folder, gbrun)
-        made.server = server or cloud(*rules)
-        made.env = {EMULATOR_VARIABLE: made.server.url}
-        made.settings["state"] = STATE
-        return made
-
-    return begin
-
-
-@pytest.fixture
-def project(make: Callable[..., Any]) -> Any:
-    return make()
+def project(make_remote: Callable[..., Any]) -> Any:
+    return make_remote()
 
 
 # ---------------------------------------------------------------- the spec
@@ -143,12 +96,12 @@ def test_an_apply_keeps_everything_in_the_bucket(project: Any) -> None:
     assert project.run("state", "list", "job.yaml").stdout.count("ok") == 3
 
 
-def test_another_machine_goes_on_from_there(make: Callable[..., Any]) -> None:
-    first = make(folder="first")
+def test_another_machine_goes_on_from_there(make_remote: Callable[..., Any]) -> None:
+    first = make_remote(folder="first")
     first.inputs(2)
     first.spec()
     first.apply()
-    second = make(folder="second", server=first.server)
+    second = make_remote(folder="second", server=first.server)
     second.inputs(3)
     second.spec()
     assert "1 new" in second.plan()
@@ -161,8 +114,8 @@ def test_another_machine_goes_on_from_there(make: Callable[..., Any]) -> None:
     assert len(first.requests_sent()) == 2
 
 
-def test_answers_that_are_lost_on_the_way_change_nothing(make: Callable[..., Any]) -> None:
-    project = make({"on": "storage_write", "kind": "lost_reply", "every": 5})
+def test_answers_that_are_lost_on_the_way_change_nothing(make_remote: Callable[..., Any]) -> None:
+    project = make_remote({"on": "storage_write", "kind": "lost_reply", "every": 5})
     project.inputs(3)
     project.spec()
     project.apply()
@@ -188,10 +141,10 @@ def test_two_applies_at_once_send_nothing_twice(project: Any) -> None:
 
 
 def test_a_killed_apply_leaves_a_lock_that_a_person_frees(
-    make: Callable[..., Any], wait_for: Callable[..., None]
+    make_remote: Callable[..., Any], wait_for: Callable[..., None]
 ) -> None:
     # The write after the lock hangs for long enough to be met there.
-    project = make({"on": "storage_write", "kind": "slow", "delay_s": 3, "skip": 2, "times": 1})
+    project = make_remote({"on": "storage_write", "kind": "slow", "delay_s": 3, "skip": 2, "times": 1})
     project.inputs(2)
     project.spec()
     child = project.gbrun.start("apply", "job.yaml", "--auto-approve", cwd=project.folder, env=project.env)
@@ -214,9 +167,9 @@ def test_a_killed_apply_leaves_a_lock_that_a_person_frees(
 
 
 def test_a_lock_freed_under_a_living_apply_stops_it_cleanly(
-    make: Callable[..., Any], wait_for: Callable[..., None]
+    make_remote: Callable[..., Any], wait_for: Callable[..., None]
 ) -> None:
-    project = make({"on": "storage_write", "kind": "slow", "delay_s": 2, "skip": 2, "times": 1})
+    project = make_remote({"on": "storage_write", "kind": "slow", "delay_s": 2, "skip": 2, "times": 1})
     project.inputs(2)
     project.spec()
     child = project.gbrun.start("apply", "job.yaml", "--auto-approve", cwd=project.folder, env=project.env)
@@ -253,7 +206,7 @@ def test_a_destroyed_state_lies_beside_its_place(project: Any) -> None:
     serial = json.loads(before["state.json"])["serial"]
 
     got = project.run("destroy", "job.yaml", "--auto-approve")
-    assert f"The state lies in {STATE}.destroyed-{serial};" in got.stdout
+    assert f"The state lies in gs://bucket/teams/notes.destroyed-{serial};" in got.stdout
     aside = GcsBlobs(GcsUri("bucket", f"teams/notes.destroyed-{serial}"))
     kept = {name: aside.read(name)[0] for name in aside.list("")}
     assert kept.keys() == before.keys()

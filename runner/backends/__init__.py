@@ -25,7 +25,8 @@ class Backend(Protocol):
     poll_interval_s: float
     """How long to wait between two looks at a job, unless the spec says otherwise."""
     principal: str
-    """Endpoint and a fingerprint of the key: `gemini:<host>:<12 hex>`. No secret."""
+    """Whose jobs these are, see `principal`: `gemini:<host>:<12 hex of the key's digest>`,
+    `vertex:<host>:<project>/<location>`. No secret."""
     notice: str
     """A sentence every run must show, such as that no model was called; may be empty."""
 

@@ -53,10 +53,10 @@ class Staging:
     def _client(self) -> Any:
         # The library would ask for the bucket's settings in the background, for traces that nobody reads.
         os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-        from google.cloud import storage
+        from google.cloud.storage import Client
 
         options = {"api_endpoint": self._endpoint} if self._endpoint else None
-        client = storage.Client(project=self._project, credentials=self._credentials, client_options=options)
+        client = Client(project=self._project, credentials=self._credentials, client_options=options)
         host = (self._endpoint or "").partition("://")[2].partition(":")[0]
         if host and is_loopback(host):
             client._http.trust_env = False

@@ -89,6 +89,7 @@ def command(
                 target=target,
                 replace=replace,
                 retry=retry,
+                overwrite=overwrite,
             ),
         )
 
@@ -107,6 +108,7 @@ class Mode:
     target: tuple[str, ...] = ()
     replace: tuple[str, ...] = ()
     retry: str = "transient"
+    overwrite: bool = False
 
 
 def approve(auto_approve: bool, question: str = "Apply?") -> None:
@@ -131,13 +133,22 @@ def refuse_fleeting(job: Job, allowed: bool) -> None:
 
 
 def refuse_foreign(job: Job, made: Plan, overwrite: bool) -> None:
-    """Raises GuardRefused for a destination that exists and that this state never wrote."""
+    """Raises GuardRefused for a destination that exists and that this state never wrote, or that says it
+    is another's.
+    """
     from runner import export
 
     if overwrite:
         return
+    lineage = made.basis.lineage
+    for path, owner in export.owners(job.spec).items():
+        if owner != lineage:
+            raise GuardRefused(
+                f"{path} belongs to another state: its label gbrun_lineage is {owner}",
+                hint="choose another table, or add --overwrite to take this one over",
+            )
     written = made.basis.export.files if made.basis.export else {}
-    for path, found in export.look(job.spec).items():
+    for path, found in export.look(job.spec, lineage).items():
         if found is not None and path not in written:
             raise GuardRefused(
                 f"{path} exists, and this state did not write it",
@@ -199,6 +210,7 @@ def _run(
                 lock_timeout_s=mode.lock_timeout_s,
                 max_jobs=mode.max_jobs,
                 retry=mode.retry,
+                overwrite=mode.overwrite,
             )
         except PlanStale:
             job.refresh()

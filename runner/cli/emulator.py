@@ -19,9 +19,9 @@ import click
 )
 @click.option("--faults", type=click.Path(path_type=Path, dir_okay=False), help="A fault file.")
 def command(port: int, folder: Path, faults: Path | None) -> None:
-    """Run the local emulator of the Gemini Batch API until interrupted.
+    """Run the local emulator of the Gemini Batch API, of Vertex AI and of their storage until interrupted.
 
-    It speaks the service's protocol on loopback; no model is called, answers are derived from the
+    It speaks the services' protocols on loopback; no model is called, answers are derived from the
     requests.
     """
     from runner.emulator import foreground

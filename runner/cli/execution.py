@@ -95,6 +95,7 @@ def run(
     lock_timeout_s: float,
     max_jobs: int | None = None,
     retry: str = "transient",
+    overwrite: bool = False,
 ) -> Result:
     """Carry a plan out."""
     policy = _policy(job, backend, submit=submit, wait=wait, max_jobs=max_jobs, retry=retry)
@@ -111,4 +112,5 @@ def run(
         on_event=on_event,
         stop=stop,
         lock_timeout_s=lock_timeout_s,
+        overwrite=overwrite,
     ).run()

@@ -35,7 +35,7 @@ def command(partial: bool, overwrite: bool, lock_timeout: float, **given: Any) -
         refuse_foreign(job, made, overwrite)
         now = clock_text(SystemClock().now())
         with job.store.lock("export", now, lock_timeout):
-            written = job.export(made)
+            written = job.export(made, overwrite=overwrite)
     for path, (_, byte_count) in written.files.items():
         click.echo(f"Wrote {path} ({byte_count:,} bytes)")
     for name, count in sorted(written.rows.items()):

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from runner import causes, export, index, inputs, ledger, plan, response_schema, results, rowtable
+from runner import causes, export, finish, index, inputs, ledger, plan, response_schema, results, rowtable
 from runner import spec as specfile
 from runner.backends import Backend
 from runner.blobs.local import LocalBlobs
@@ -141,7 +141,7 @@ class Job:
                 renderer=Renderer(self.spec),
                 history=known,
                 workspace=self.workspace(),
-                destinations=export.look(self.spec),
+                destinations=export.look(self.spec, basis.lineage),
                 trusted_before_ns=index.trusted_before_ns(),
                 selection=selection,
             )
@@ -234,8 +234,12 @@ class Job:
         self._stack.callback(self._backend.close)
         return self._backend
 
-    def export(self, made: Plan) -> export.Written:
-        """Write the destinations from what is stored, for the rows of a plan, and place them."""
+    def export(self, made: Plan, *, overwrite: bool = False) -> export.Written:
+        """Write the destinations from what is stored, for the rows of a plan, and place them.
+
+        `overwrite` takes tables of other owners over.
+        """
+        assert self.state is not None
         with ExitStack() as held:
             written = export.write(
                 self.spec,
@@ -244,6 +248,7 @@ class Job:
                 self.index.answered_among,
                 self.index.in_flight,
                 held,
+                owner=finish.owned(self.state, overwrite=overwrite),
             )
             written.clear()
             written.place()
@@ -283,7 +288,7 @@ def state_of(chosen: Mapping[str, Any]) -> tuple[Spec, Store]:
 
 def _unseen(found: Iterator[Entry]) -> Iterator[Entry]:
     """Entries that look like nothing known, so that every input is read."""
-    return (Entry(entry.key, entry.source, entry.path) for entry in found)
+    return (Entry(entry.key, entry.source, entry.path, None, entry.row) for entry in found)
 
 
 def _make(folder: Path) -> None:

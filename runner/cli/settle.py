@@ -34,7 +34,7 @@ def settle(job: Job, *, overwrite: bool, quiet: bool) -> int:
     if not made.has_changes:
         return Exit.CONVERGED
     refuse_foreign(job, made, overwrite or _same_as_there(job, made))
-    return carry_out(job, made, Mode(submit=False, wait=False, quiet=quiet))
+    return carry_out(job, made, Mode(submit=False, wait=False, quiet=quiet, overwrite=overwrite))
 
 
 def _same_as_there(job: Job, made: Plan) -> bool:
@@ -50,4 +50,5 @@ def _same_as_there(job: Job, made: Plan) -> bool:
             job.index.in_flight,
             never_placed,
         )
-    return all(found in (None, written.files.get(path)) for path, found in export.look(job.spec).items())
+    there = export.look(job.spec, made.basis.lineage)
+    return all(found in (None, written.files.get(path)) for path, found in there.items())

@@ -121,6 +121,8 @@ class _Never:
         self._state = os.path.realpath(spec.state)
         self._paths = {self._state}
         for destination in spec.destinations:
+            if destination.is_table:
+                continue
             path = os.path.realpath(os.path.join(spec.folder, destination.path))
             stem, _ = os.path.splitext(path)
             self._paths |= {path, f"{stem}.errors.jsonl"}

@@ -1,14 +1,13 @@
-"""Where records go. Each destination is replaced as a whole or not at all."""
+"""Where records go: files, and tables of BigQuery. Each destination is replaced as a whole or not at all."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from runner import columns
-from runner.model import Destination, Spec
-from runner.outputs import jsonl
+from runner import bqtable, columns
+from runner.model import NOBODY, Destination, Owner, Spec
+from runner.outputs import atomicfile, jsonl
 from runner.outputs.cells import Rows
 
 
@@ -16,9 +15,6 @@ class Output(Protocol):
     """A destination that is being written, beside its place. A context manager: leaving it without
     `place` leaves nothing behind and what was there as it was.
     """
-
-    path: Path
-    """Where it will be."""
 
     def write(self, record: bytes, meta: bytes = b"") -> None:
         """Append a record: a JSON line that begins with `_key`, and the line of an object with the
@@ -31,7 +27,10 @@ class Output(Protocol):
         """Finish the writing and return the SHA-256 (hex) and the size in bytes. Raises GbrunError."""
 
     def place(self) -> None:
-        """Move the sealed file to its place, in one step. Raises GbrunError."""
+        """Move what is sealed to its place, in one step. Raises GbrunError."""
+
+    def remove(self) -> None:
+        """Take away what an earlier export left at the place. Raises GbrunError."""
 
     def __enter__(self) -> Self: ...
 
@@ -43,8 +42,16 @@ class Output(Protocol):
     ) -> None: ...
 
 
-def open(spec: Spec, destination: Destination) -> Output:
-    """Begin to write a destination of a spec. Raises GbrunError where its folder cannot be written."""
+def open(spec: Spec, destination: Destination, owner: Owner = NOBODY) -> Output:
+    """Begin to write a destination of a spec for the state that owns it.
+
+    Raises GbrunError where its folder cannot be written.
+    """
+    if destination.is_table:
+        from runner.outputs import bigquery
+
+        layout = columns.layout(spec, destination, nested=True)
+        return bigquery.TableFile(destination.path, Rows(destination.path, layout), owner)
     path, suffix = spec.folder / destination.path, destination.suffix
     if suffix == ".jsonl" and not destination.columns:
         return jsonl.JsonlFile(path)
@@ -63,3 +70,27 @@ def open(spec: Spec, destination: Destination) -> Output:
 
         return parquet.ParquetFile(path, rows)
     return jsonl.JsonlFile(path, rows)
+
+
+def open_failures(spec: Spec, owner: Owner = NOBODY) -> Output:
+    """Begin to write the failures, beside the first destination. Raises GbrunError as `open` does."""
+    first = spec.destinations[0]
+    if first.is_table:
+        from runner.outputs import bigquery
+
+        rows = Rows(first.errors_path, bigquery.FAILURES)
+        return bigquery.TableFile(first.errors_path, rows, owner, mends=True)
+    return jsonl.JsonlFile(spec.folder / first.errors_path)
+
+
+def look(spec: Spec, path: str, lineage: str) -> tuple[str, int] | None:
+    """SHA-256 (hex) and size of what lies at a destination, None for nothing.
+
+    A table that is not as the state of this lineage left it has neither: `("", 0)`. Raises GbrunError where
+    it cannot be read.
+    """
+    if path.startswith(bqtable.SCHEME):
+        from runner.outputs import bigquery
+
+        return bigquery.look(path, lineage)
+    return atomicfile.look(spec.folder / path)

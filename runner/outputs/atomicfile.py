@@ -72,6 +72,13 @@ class AtomicFile:
         except OSError as error:
             raise self.failed(error.strerror) from error
 
+    def remove(self) -> None:
+        """Delete what lies at the place, if anything does."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self.failed(error.strerror) from error
+
     def __enter__(self) -> Self:
         return self
 

@@ -350,13 +350,13 @@ def test_synchronous_calls(service: Service) -> None:
     assert (status, differences("EmbedContentResponse", body)) == (200, [])
     assert len(body["embedding"]["values"]) == 8
 
-    for path, request, wanted in (
+    for path, refused, wanted in (
         (f"{MODEL}:generateContent", {"contents": [{"parts": [{"text": "x"}]}]}, 400),
         (f"{MODEL}:embedContent", asked, 404),
         ("publishers/google/models/gemini-1.5-pro:generateContent", request, 404),
         (f"{MODEL}:predict", {}, 404),
     ):
-        assert service("POST", path, request)[0] == wanted
+        assert service("POST", path, refused)[0] == wanted
 
 
 def test_embeddings_of_a_file(service: Service) -> None:
