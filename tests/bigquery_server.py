@@ -114,8 +114,15 @@ def _truncate_with_schema() -> None:
 
 def _take_empty_uploads() -> None:
     from bqemulator import server
+    from bqemulator.jobs.upload_session_manager import UploadSessionManager as Sessions
 
-    create = server.create_app
+    create, complete = server.create_app, Sessions._is_session_complete
+
+    def is_complete(session: Any, last: int | None, total: int | None) -> bool:
+        # Without a range there is no chunk: nothing was sent, and nothing is to come.
+        return last is None or bool(complete(session, last, total))
+
+    Sessions._is_session_complete = staticmethod(is_complete)
 
     def created(*args: Any, **named: Any) -> Any:
         app = create(*args, **named)

@@ -266,6 +266,9 @@ def test_listings_ask_for_our_jobs_page_by_page(service: Service, backend: Verte
     service.script = lambda call: answer(pages[call.query.get("pageToken", [""])[0]])
     assert [found.job_name for found in backend.jobs()] == [NAME, f"{NAME}8"]
     assert {tuple(call.query["filter"]) for call in service.calls} == {("labels.gbrun_token:*",)}
+    # A filter that hides what is there must not look like a job that was not made.
+    service.script = lambda call: answer({} if "filter" in call.query else pages[""] | {"nextPageToken": ""})
+    assert [found.job_name for found in backend.jobs()] == [NAME]
     service.script = lambda _: answer({"nextPageToken": "round"})
     with pytest.raises(BackendError, match="goes round"):
         list(backend.jobs())

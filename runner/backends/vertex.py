@@ -140,12 +140,23 @@ class VertexBackend:
         return Job(job_name=name, display_name=display_name, state=JobState.PENDING, model=model)
 
     def jobs(self) -> Iterator[Job]:
-        """See `Backend.jobs`: those that gbrun made, which all carry its label."""
+        """See `Backend.jobs`: those that gbrun made, which all carry its label.
+
+        Where the filter shows none, everyone's: a filter that does not do what it should must never
+        look like a job that was not made.
+        """
+        empty = True
+        for job in self._listed({"filter": vertexwire.LISTED}):
+            empty = False
+            yield job
+        if empty:
+            yield from self._listed({})
+
+    def _listed(self, chosen: Mapping[str, str]) -> Iterator[Job]:
         token = ""
         seen: set[str] = set()
         while True:
-            query = {"pageSize": str(_PAGE_SIZE), "filter": vertexwire.LISTED}
-            query |= {"pageToken": token} if token else {}
+            query = {"pageSize": str(_PAGE_SIZE), **chosen} | ({"pageToken": token} if token else {})
             with self._speaking("cannot list the jobs"):
                 page = self._json("get", f"batchPredictionJobs?{urlencode(query)}")
                 bodies = page.get("batchPredictionJobs") or []
