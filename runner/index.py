@@ -17,12 +17,14 @@ from typing import Any
 
 import orjson
 
-from runner import parts, rowtable
+from runner import indexfile, parts, rowtable
+from runner.indexfile import IndexFile
 from runner.model import Attempt, State, Stored
 from runner.rowtable import KnownRow
 from runner.store import Store
 
-_VERSION = "4"
+_NAME = "index.sqlite"
+_VERSION = "5"
 _LOOKUPS = 500
 """Requests that are looked up by one query."""
 RACY_NS = 2_000_000_000
@@ -49,12 +51,11 @@ class Index:
 
         Without `check` a damaged file may raise sqlite3.DatabaseError at any lookup; see `rebuild`.
         """
-        self._check = check
         self._store = store
-        self._path = store.cache_folder / "index.sqlite" if store.cache_folder is not None else None
-        if self._path is not None and not self._path.parent.is_dir():
-            self._path = None
-        self._db = self._open()
+        folder = store.cache_folder
+        path = folder / _NAME if folder is not None and folder.is_dir() else None
+        self._file = IndexFile(path, _SCHEMA, _VERSION)
+        self._db = self._file.open(check=check)
         self._state: State | None = None
         self._live: frozenset[str] = frozenset()
         self._has_remedies = False
@@ -65,6 +66,7 @@ class Index:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+        self._file.close()
 
     def sync(self, state: State | None, attempts: Iterable[Attempt]) -> None:
         """Bring the index up to this root and these attempts."""
@@ -80,8 +82,7 @@ class Index:
     def rebuild(self, state: State | None, attempts: Iterable[Attempt]) -> None:
         """Make the index anew from the state, because the file is damaged."""
         self._state = state
-        self._db.close()
-        self._db = self._create()
+        self._db = self._file.renew(self._db)
         with rowtable.transaction(self._db):
             self._sync(state, attempts)
 
@@ -322,38 +323,6 @@ class Index:
             self._db.executemany("INSERT OR IGNORE INTO live VALUES (?, ?)", ids)
         self._set_meta("live", want)
 
-    # ------------------------------------------------------------ the file
-
-    def _open(self) -> sqlite3.Connection:
-        db = None
-        try:
-            db = rowtable.connect(self._path)
-            if self._path is not None:
-                db.execute("PRAGMA journal_mode=WAL")
-                self._path.chmod(0o600)
-            found = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            version = db.execute("SELECT value FROM meta WHERE name='version'").fetchone() if found else None
-            # The check reads the whole file: for runs that write, not for each plan.
-            sound = not self._check or db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
-            if version == (_VERSION,) and sound:
-                return db
-        except sqlite3.DatabaseError:
-            pass
-        if db is not None:
-            db.close()
-        return self._create()
-
-    def _create(self) -> sqlite3.Connection:
-        if self._path is not None:
-            _unlink(self._path)
-        db = rowtable.connect(self._path)
-        if self._path is not None:
-            db.execute("PRAGMA journal_mode=WAL")
-            self._path.chmod(0o600)
-        db.executescript(_SCHEMA)
-        db.execute("INSERT INTO meta VALUES ('version', ?)", (_VERSION,))
-        return db
-
     def _reset(self) -> None:
         for table in ("row", "page", "outcome", "remedied", "token", "live"):
             self._db.execute(f"DELETE FROM {table}")
@@ -370,12 +339,7 @@ class Index:
 def discard(store: Store) -> None:
     """Delete the local index of a state; the next one is made from the state."""
     if store.cache_folder is not None:
-        _unlink(store.cache_folder / "index.sqlite")
-
-
-def _unlink(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+        indexfile.discard(store.cache_folder / _NAME)
 
 
 def _names(segments: Iterable[str]) -> str:

@@ -98,7 +98,9 @@ def _came_back(chapter: Chapter) -> list[str]:
     if isinstance(answer, Answer):
         text = answer.text or (answer.raw if isinstance(answer.raw, str) else "")
         if answer.repaired:
-            found = "repaired by json_repair" if answer.repaired == "library" else f"found in {answer.repaired}"
+            found = (
+                "repaired by json_repair" if answer.repaired == "library" else f"found in {answer.repaired}"
+            )
             lines.append(f"  JSON {found}")
         if text:
             lines += ["  answer:", *quoted(text)]

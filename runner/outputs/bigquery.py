@@ -3,7 +3,7 @@
 The table's labels say whose it is, what it holds and which load brought that:
 
     gbrun_lineage     the state that owns the table
-    gbrun_load        a counter of its loads
+    gbrun_load        a counter of its loads, which begins with the ms of the table's own time
     gbrun_pending     digest of what is being loaded, empty once that is done
     gbrun_digest      digest of what it holds, in base 32 (a label is shorter than 64 hex digits)
     gbrun_bytes, gbrun_rows, gbrun_modified   size of that, rows, time of its last change in ms
@@ -186,7 +186,8 @@ class TableFile(ByteFile):
         """The table, whose labels say what is to be loaded and as which load."""
         labels = table.labels
         if labels.get(PENDING) != self._digest or labels.get(LINEAGE) != self._owner.lineage:
-            number = _number(labels.get(LOAD)) + 1
+            # Beyond every load into a table of this name, also into one that was deleted or lost its labels.
+            number = max(_number(labels.get(LOAD)), _milliseconds(table)) + 1
             table.labels = {
                 **labels,
                 LINEAGE: self._owner.lineage,
