@@ -23,6 +23,7 @@ BENCH = Path(__file__).resolve().parent
 sys.path[:0] = [str(BENCH.parent), str(BENCH)]
 
 import bare  # noqa: E402
+
 from runner import export, index, inputs, ledger, plan  # noqa: E402
 from runner import spec as specfile  # noqa: E402
 from runner.apply import Apply, Stop  # noqa: E402

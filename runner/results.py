@@ -116,7 +116,7 @@ class Judge:
         return self._line(line) if plain is None else self._text(plain)
 
     def _text(self, plain: _Line) -> Answer:
-        """The answer of a line that holds nothing but text: what `_line` gives for it, several times as fast."""
+        """The answer of a line that holds nothing but text: what `_line` gives for it, only faster."""
         candidate, usage = plain.response.candidates[0], plain.response.usageMetadata
         text = "".join([part.text for part in candidate.content.parts if not part.thought])
         counts = {

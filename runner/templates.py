@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from runner.errors import Diagnostic
-from runner.marks import Mark, Place, Source
+from runner.marks import Mark, Place, Source, where
 from runner.model import Template
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
@@ -59,19 +59,19 @@ def _parse(tree: Tree, place: Place, template: Template, source: Source) -> None
 
     from runner.sandbox import CompiledTemplate, TemplateFailed
 
-    where = ".".join(str(step) for step in place if step != "file")
+    inside = where(tuple(step for step in place if step != "file"))
     try:
         CompiledTemplate(template.text)
     except TemplateFailed as failed:
         message = f"template: {failed.message}"
-        tree.add(place, locate(template, source, failed.line, code="GB301", message=message, where=where))
+        tree.add(place, locate(template, source, failed.line, code="GB301", message=message, where=inside))
         return
     others = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
     for node in jinja2.Environment().parse(template.text).find_all(others):
         tag = {"FromImport": "from ... import"}.get(type(node).__name__, type(node).__name__.lower())
         message = f"template: `{tag}` reads another template"
         hint = "templates read no files: write the text here, or pass it as a variable"
-        found = locate(template, source, node.lineno, code="GB302", message=message, where=where, hint=hint)
+        found = locate(template, source, node.lineno, code="GB302", message=message, where=inside, hint=hint)
         tree.add(place, found)
 
 

@@ -23,7 +23,7 @@ START_S = 60.0
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a server that ends with the block. It is pinged first: a client would retry for minutes."""
+    """The address of a server that ends with the block; pinged first, since a client retries for minutes."""
     import socket
 
     with socket.socket() as free:

@@ -232,7 +232,7 @@ def test_meta(spec: Spec) -> None:
     [
         ok_line("r1", '{"n": "\\ud800"}'),
         b'{"key":"r1","response":{"candidates":[{"content":{"parts":[{"text":"\\ud800"}]},"finishReason":"MAX_TOKENS"}]}}',
-        b'{"key":"%b","error":{"code":3,"message":"m","details":' % REAL.encode() + b"[" * 300 + b"]" * 300 + b"}}",
+        b'{"key":"%b","error":{"code":3,"details":' % REAL.encode() + b"[" * 300 + b"]" * 300 + b"}}",
     ],
     ids=["surrogate in an answer", "surrogate in a cut answer", "deep error"],
 )

@@ -27,13 +27,14 @@ ORDER = words("""
     blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcs
     diagnostics badrows schemafile
     sandbox response_schema importer validator
-    marks yamlnodes yamlfile tree shape layers variables specpaths templates bigqueryspec taskspec pydanticmodel outputschema
-    recordtypes columns destinationspec backendspec statespec spec
+    marks yamlnodes yamlfile tree shape layers variables specpaths templates bigqueryspec taskspec
+    pydanticmodel outputschema recordtypes columns destinationspec backendspec statespec spec
     modelfacts lints specformat
     bqclient inputs.files inputs.bigquery inputs
     render remedies shard rowclass rowtable planspool plan causes
     store indexfile index garbage roots keys repair answer_json results records ingest judged
-    outputs.atomicfile outputs.cells outputs.jsonl outputs.csv outputs.parquet outputs.sqlite outputs.bigquery outputs export
+    outputs.atomicfile outputs.cells outputs.jsonl outputs.csv outputs.parquet outputs.sqlite
+    outputs.bigquery outputs export
     emulator emulator.patterns emulator.messages emulator.wire emulator.database emulator.faults
     emulator.files emulator.gcswire emulator.gcs
     emulator.jobs emulator.values emulator.answers emulator.embeddings emulator.spoils

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from runner import spec as specfile
 from runner.blobs.gcs import GcsBlobs
-from runner.blobs.gcserrors import EMULATOR_VARIABLE
-from runner.emulator.faults import FaultPlan
-from runner.emulator.server import Server, serve
 from runner.errors import SpecInvalid, UsageInvalid
 from runner.gcsuri import GcsUri
 
