@@ -116,8 +116,9 @@ def test_rows_of_a_query_keep_its_order_over_pages(service: Any, monkeypatch: py
 def test_every_type_has_one_form(service: Any) -> None:
     query = """
         SELECT 'a' AS id, 9007199254740993 AS whole, 0.5 AS number, TRUE AS truth,
-          CAST(NULL AS STRING) AS nothing, NUMERIC '1.50' AS money, BIGNUMERIC '-12.000' AS large, CAST('nan' AS FLOAT64) AS none,
-          CAST('-inf' AS FLOAT64) AS least, DATE '2026-01-02' AS day, TIME '01:02:03' AS hour,
+          CAST(NULL AS STRING) AS nothing, NUMERIC '1.50' AS money, BIGNUMERIC '-12.000' AS large,
+          CAST('nan' AS FLOAT64) AS none, CAST('-inf' AS FLOAT64) AS least,
+          DATE '2026-01-02' AS day, TIME '01:02:03' AS hour,
           DATETIME '2026-01-02 03:04:05.5' AS local, TIMESTAMP '2026-01-02 03:04:05+02' AS moment,
           b'ab' AS bytes, [1, 2] AS list, STRUCT('P' AS city, [TRUE] AS flags) AS place,
           JSON '{"b": [1, null], "a": "x"}' AS free
@@ -362,6 +363,24 @@ def test_a_load_whose_answer_was_lost_is_found_again(
     sealed = put(spec, FULL)
     assert look(spec) == sealed
     assert len(set(loads(service)) - before) == 1
+
+
+def test_a_table_with_an_unfinished_load_is_not_what_it_was(
+    service: Any, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(BaseException):
+        pass
+
+    def dies(self: Any, client: Any, number: int) -> None:
+        raise Lost
+
+    put(spec, FULL)
+    with monkeypatch.context() as patched:
+        patched.setattr(table_output.TableFile, "_settle", dies)
+        with pytest.raises(Lost):
+            put(spec, {"_key": "z", "team": "other"})
+    # As many rows, a moment later: only the announcement tells.
+    assert look(spec) == table_output.ALTERED
 
 
 def test_a_load_that_failed_is_followed_by_another(
@@ -706,4 +725,15 @@ def test_the_first_row_can_be_rendered_and_the_records_exported_again(ready: Any
     ready.apply()
     service.delete_table(f"{PROJECT}.ds.topics")
     assert f"Wrote {DESTINATION}" in ready.run("export", "job.yaml").stdout
+    settled(ready)
+
+
+def test_an_export_takes_a_table_over_only_when_told(ready: Any, service: Any) -> None:
+    ready.apply()
+    there = table(service, "topics")
+    there.labels = {table_output.LINEAGE: THEIRS}
+    service.update_table(there, ["labels"])
+    assert "belongs to another state" in ready.run("export", "job.yaml", code=7).stderr
+    ready.run("export", "job.yaml", "--overwrite")
+    assert table(service, "topics").labels[table_output.LINEAGE] == ready.root()["lineage"]
     settled(ready)

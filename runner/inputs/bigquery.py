@@ -45,7 +45,7 @@ def entries(spec: Spec, index: int, source: BigQuerySource) -> Iterator[Entry]:
             if isinstance(found, BadRow):
                 yield Entry(found.key, index, "", None, found)
                 continue
-            if False:
+            if not db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (found, number)).rowcount:
                 (first,) = db.execute("SELECT number FROM seen WHERE key = ?", (found,)).fetchone()
                 raise InputUnreadable(
                     f"rows {first:,} and {number:,} of {label} have the same key {found!r}",
