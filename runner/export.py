@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from runner import bqtable, judged, outputs
+from runner import bqtable, outputs
 from runner.model import NOBODY, Outcome, Owner, Spec, Stored
 from runner.rowtable import KnownRow
 from runner.store import Store
@@ -55,6 +55,9 @@ def write(
     """
     counts: Counter[str] = Counter()
     files = _Files(spec, held, owner)
+    # Plans only look at destinations.
+    from runner import judged
+
     for found in judged.rows(spec, store, rows, answered, live):
         counts[found.outcome] += 1
         settled(found.outcome)

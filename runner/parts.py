@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import msgspec
@@ -78,6 +77,9 @@ def pack_responses(
 
     A member is compressed by another thread while its lines are told, which costs half as much time.
     """
+    # Plans read parts and write none.
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as packer:
         at = 0
         for lines in _members(split_lines(chunks)):

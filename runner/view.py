@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from runner.apply import Result
 from runner.causes import Cause
 from runner.model import Action, Attempt, Change, Plan, Spec, State
+
+if TYPE_CHECKING:
+    from runner.apply import Result
 
 SYMBOLS = {
     Action.IN_FLIGHT: "…",
