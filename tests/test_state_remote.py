@@ -80,7 +80,7 @@ def test_an_apply_keeps_everything_in_the_bucket(project: Any) -> None:
     folders = {name.partition("/")[0] for name in names} - {"lock.json", "state.json"}
     assert folders == {"attempts", "outcomes", "responses", "rows", "shards", "specs"}
     assert {path.name for path in project.state.iterdir()} <= {
-        "emulator", "index.sqlite", "index.sqlite-shm", "index.sqlite-wal",
+        "emulator", "index.sqlite", "index.sqlite-shm", "index.sqlite-wal", "index.lock",
     }  # fmt: skip
     assert len(project.records()) == 3
     assert "No changes." in project.plan()
