@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from runner import __version__
-from runner.apply import Result
 from runner.model import Change, Json, Plan
-from runner.run import Event
+
+if TYPE_CHECKING:
+    from runner.apply import Result
+    from runner.run import Event
 
 FORMAT = 1
 
