@@ -8,7 +8,7 @@ import posixpath
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
-from runner import bigqueryspec, bqtable, columns, globs
+from runner import bigqueryspec, bqtable, columns, gcsuri, globs
 from runner.marks import Place
 from runner.model import BigQuerySource, Column, Destination, FilesSource, Source, Spec
 from runner.recordtypes import KEY
@@ -34,7 +34,7 @@ def read(tree: Tree, paths: SpecPaths, inputs: Sequence[Source]) -> tuple[Destin
         _not_among_inputs(tree, place, files, inputs)
         for name in files:
             real = name
-            if not destination.is_table:
+            if destination.is_file:
                 real = os.path.realpath(os.path.join(paths.folder, unicodedata.normalize("NFC", name)))
             if real in written:
                 message = f'"{destination.path}" would be written twice: it is also {written[real]}'
@@ -125,22 +125,31 @@ def _is_usable(tree: Tree, paths: SpecPaths, place: Place, destination: Destinat
     path = destination.path
     if destination.is_table:
         return bigqueryspec.is_usable(tree, place, path)
-    if "://" in path:
+    if "://" in path and not destination.is_object:
         tree.problem(place, "GB107", *not_built(f'a destination like "{path}"'))
         return False
     if posixpath.splitext(path)[1] not in SUFFIXES:
         message = (
-            f"a destination must be a path that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]},"
-            " or bq://project.dataset.table;"
+            f"a destination must be a path that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+            " (also under gs://), or bq://project.dataset.table;"
             f' it is "{path}"'
         )
         tree.problem(place, "GB206", message)
         return False
-    if paths.inside(place, path) is None:
+    if not (_is_object(tree, place, path) if destination.is_object else paths.inside(place, path)):
         return False
     if destination.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         message = f'"{path}" cannot be written: Parquet needs pyarrow, which is not installed'
         tree.problem(place, "GB206", message, "pip install 'gbrun[parquet]'")
+    return True
+
+
+def _is_object(tree: Tree, place: Place, path: str) -> bool:
+    try:
+        gcsuri.parse_object(path)
+    except ValueError as error:
+        tree.problem(place, "GB106", f'"{path}" {error}', "write gs://bucket/folder/name")
+        return False
     return True
 
 
@@ -153,7 +162,7 @@ def _not_among_inputs(tree: Tree, place: Place, files: Sequence[str], inputs: Se
         ):
             tree.problem(place, "GB203", f'"{name}" is read as input too', "write to another table")
             return
-        if name.startswith(bqtable.SCHEME):
+        if name.startswith((bqtable.SCHEME, gcsuri.SCHEME)):
             continue
         key = unicodedata.normalize("NFC", posixpath.normpath(name))
         for source in inputs:

@@ -72,12 +72,18 @@ def check_allowed(spec: Spec, applied: Mapping[str, Json] | None) -> None:
         raise GuardRefused(
             f"{spec.path.name} says `lifecycle.prevent_destroy: true`", hint="take it out of the spec"
         )
-    files = [spec.folder / one.path for one in spec.destinations if not one.is_table]
+    files = [spec.folder / one.path for one in spec.destinations if one.is_file]
     for path in (spec.path, *files):
         if spec.state in Path(os.path.abspath(path)).parents:
             raise GuardRefused(
                 f"{path} lies in the state folder {spec.state}, which would be put aside with it",
                 hint="move it out of the folder",
+            )
+    for one in spec.destinations:
+        if spec.state_uri is not None and one.path.startswith(f"{spec.state_uri}/"):
+            raise GuardRefused(
+                f"{one.path} lies in the state {spec.state_uri}, which would be put aside with it",
+                hint="choose a destination outside of it, apply that, then destroy",
             )
 
 

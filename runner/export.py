@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from runner import bqtable, outputs
+from runner import outputs
 from runner.model import NOBODY, Outcome, Owner, Spec, Stored
 from runner.rowtable import KnownRow
 from runner.store import Store
@@ -24,9 +24,10 @@ class Written:
     """Destination path as in the spec -> (SHA-256 hex, byte size)."""
     rows: Mapping[str, int]
     """Rows per outcome; `in_flight` and `held_back` for those that have none yet."""
-    clear: Callable[[], None]
-    """Removes the failures of an earlier export where nothing failed now. To be called before the root
-    forgets them: a file that no root names would be a stranger's."""
+    prepare: Callable[[], None]
+    """Raises GbrunError where a place holds what is another's, then removes the failures of an earlier
+    export where nothing failed now. To be called before the root names what is written: it would make
+    another's things ours, and a file that no root names a stranger's."""
     place: Callable[[], None]
     """Moves the files to their places; until then nothing can be seen of them."""
 
@@ -65,7 +66,7 @@ def write(
             files.record(found.line, found.meta)
         elif found.line:
             files.failure(found.line)
-    return Written(files.seal(), dict(counts), files.clear, files.place)
+    return Written(files.seal(), dict(counts), files.prepare, files.place)
 
 
 class _Files:
@@ -96,9 +97,13 @@ class _Files:
             sealed[self._failures_name] = self._failures.seal()
         return sealed
 
-    def clear(self) -> None:
-        """See `Written.clear`."""
-        if not self._failure_count:
+    def prepare(self) -> None:
+        """See `Written.prepare`."""
+        for _, file in self._records:
+            file.claim()
+        if self._failure_count:
+            self._failures.claim()
+        else:
             self._failures.remove()
 
     def place(self) -> None:
@@ -110,7 +115,7 @@ class _Files:
 
 
 def destinations(spec: Spec) -> tuple[str, ...]:
-    """Every file and table this spec may write, as in the spec."""
+    """Every file, object and table this spec may write, as in the spec."""
     paths = (destination.path for destination in spec.destinations)
     return (*paths, spec.destinations[0].errors_path)
 
@@ -120,12 +125,7 @@ def look(spec: Spec, lineage: str = "") -> dict[str, tuple[str, int] | None]:
     return {path: outputs.look(spec, path, lineage) for path in destinations(spec)}
 
 
-def owners(spec: Spec) -> dict[str, str]:
-    """Destination -> the lineage that its table says it belongs to; only of tables that say so."""
-    tables = [path for path in destinations(spec) if path.startswith(bqtable.SCHEME)]
-    if not tables:
-        return {}
-    from runner.outputs import bigquery
-
-    found = {path: bigquery.owner_of(path) for path in tables}
-    return {path: owner for path, owner in found.items() if owner}
+def owners(spec: Spec) -> dict[str, tuple[str, str]]:
+    """Destination -> the lineage that it says it belongs to, and where; only of those that say so."""
+    found = {path: outputs.owner_of(path) for path in destinations(spec)}
+    return {path: owner for path, owner in found.items() if owner[0]}

@@ -36,7 +36,7 @@ def write(
     """Write the destinations beside their places, and the snapshot (where rows differ from the last one).
 
     The index must be in step with `state`. What is not placed is removed when `held` is closed. `overwrite`
-    takes tables of other owners over. Raises what `export.write` raises.
+    takes objects and tables of other owners over. Raises what `export.write` raises.
     """
     owner = owned(state, overwrite=overwrite)
     if plan.rows_path is None:
@@ -72,7 +72,7 @@ def owned(state: State, *, overwrite: bool = False) -> Owner:
 
 
 def _exported(state: State, plan: Plan, written: export.Written) -> State:
-    written.clear()
+    written.prepare()
     exported = Export(
         rows=state.rows, outcome_count=len(state.outcomes), judge=plan.judge_digest, files=written.files
     )

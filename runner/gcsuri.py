@@ -10,6 +10,8 @@ _BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9_-]{1,61}|[a-z0-9._-]{1,220})[a-z0-9]")
 _REFUSED = re.compile(r"[\x00-\x1f\x7f\\#?*\[\]\ud800-\udfff]")
 _NAME_BYTES = 700
 """Longest prefix of a state: a name has at most 1,024 bytes, and the parts of a state need some."""
+_OBJECT_BYTES = 1000
+"""Longest name of an object of records: the failures beside it have one that is a little longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +30,27 @@ def parse(text: str) -> GcsUri:
 
     Raises ValueError, in words that follow the text, for one that cannot be one.
     """
+    return _parsed(text, "a folder", _NAME_BYTES, ending="/")
+
+
+def parse_object(text: str) -> GcsUri:
+    """The address of one object in a bucket. Raises ValueError as `parse` does."""
+    return _parsed(text, "an object", _OBJECT_BYTES)
+
+
+def _parsed(text: str, what: str, longest_bytes: int, ending: str = "") -> GcsUri:
     if not text.startswith(SCHEME):
         raise ValueError(f"does not begin with {SCHEME}")
     bucket, _, name = text.removeprefix(SCHEME).partition("/")
-    name = name.removesuffix("/")
+    name = name.removesuffix(ending)
     if not _BUCKET.fullmatch(bucket):
         raise ValueError(
             f"has no bucket name: {bucket!r} (3 to 63 characters: lower-case letters, digits, - _ .)"
         )
     if not name:
-        raise ValueError("names a bucket without a folder in it")
+        raise ValueError(f"names a bucket without {what} in it")
     if any(not part or part.startswith(".") for part in name.split("/")):
         raise ValueError("has a part that is empty or begins with a dot")
-    if _REFUSED.search(name) or len(name.encode()) > _NAME_BYTES:
-        raise ValueError(f"is longer than {_NAME_BYTES} bytes, or holds one of \\ # ? * [ ]")
+    if _REFUSED.search(name) or len(name.encode()) > longest_bytes:
+        raise ValueError(f"is longer than {longest_bytes:,} bytes, or holds one of \\ # ? * [ ]")
     return GcsUri(bucket, name)

@@ -18,7 +18,7 @@ from builders import make_spec, make_template
 
 from runner import bqclient, inputs, outputs
 from runner.errors import GbrunError, InputUnreadable
-from runner.model import NOBODY, BadRow, BigQuerySource, Destination, Entry, Owner, Row, Spec
+from runner.model import ALTERED, NOBODY, BadRow, BigQuerySource, Destination, Entry, Owner, Row, Spec
 from runner.outputs import bigquery as table_output
 from runner.results import dump_line
 
@@ -359,7 +359,7 @@ def test_a_load_whose_answer_was_lost_is_found_again(
             put(spec, FULL)
     assert len(contents(service)) == 1
     # Half done: not as it was left, and so to be written again.
-    assert look(spec) == table_output.ALTERED
+    assert look(spec) == ALTERED
     sealed = put(spec, FULL)
     assert look(spec) == sealed
     assert len(set(loads(service)) - before) == 1
@@ -380,7 +380,7 @@ def test_a_table_with_an_unfinished_load_is_not_what_it_was(
         with pytest.raises(Lost):
             put(spec, {"_key": "z", "team": "other"})
     # As many rows, a moment later: only the announcement tells.
-    assert look(spec) == table_output.ALTERED
+    assert look(spec) == ALTERED
 
 
 def test_a_load_that_failed_is_followed_by_another(
@@ -463,7 +463,7 @@ def test_a_table_of_another_owner_stays(service: Any, spec: Spec, owner: str) ->
         put(spec, FULL)
     assert "--overwrite" in caught.value.hint
     assert contents(service) == [{"mine": "precious"}]
-    assert look(spec) == table_output.ALTERED
+    assert look(spec) == ALTERED
     put(spec, FULL, owner=Owner(lineage=OURS, takes_over=True))
     assert [row["_key"] for row in contents(service)] == ["a"]
     assert table(service).labels[table_output.LINEAGE] == OURS
@@ -482,7 +482,7 @@ def test_a_table_of_ours_without_labels_is_written_again(service: Any, spec: Spe
 def test_rows_that_were_added_are_seen(service: Any, spec: Spec) -> None:
     sealed = put(spec, FULL)
     assert service.insert_rows_json(f"{PROJECT}.ds.out", [{"_key": "b"}]) == []
-    assert look(spec) == table_output.ALTERED != sealed
+    assert look(spec) == ALTERED != sealed
 
 
 def test_a_later_change_is_seen(service: Any, spec: Spec) -> None:
@@ -492,7 +492,7 @@ def test_a_later_change_is_seen(service: Any, spec: Spec) -> None:
     # As if the load had been ten minutes ago.
     there.labels = {**there.labels, table_output.MODIFIED: str(written - 600_000)}
     service.update_table(there, ["labels"])
-    assert look(spec) == table_output.ALTERED
+    assert look(spec) == ALTERED
 
 
 def test_a_table_that_is_gone_is_seen_and_loaded_again(service: Any, spec: Spec) -> None:
@@ -669,6 +669,24 @@ def test_a_table_that_was_taken_over_is_not_taken_back(ready: Any, service: Any)
     said = ready.apply(code=7).stderr
     assert f"its label gbrun_lineage is {THEIRS}" in said
     assert len(contents(service, "topics")) == 4
+
+
+def test_a_table_that_appears_while_jobs_run_is_never_named_ours(
+    ready: Any, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner import finish
+
+    write = finish.export.write
+
+    def late(*args: Any, **options: Any) -> Any:
+        fill(service, "ds.topics", [{"mine": "precious"}], mine="STRING")
+        return write(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finish.export, "write", late)
+        assert "belongs to another owner" in ready.apply(code=1).stderr
+    assert "this state did not write it" in ready.apply(code=7).stderr
+    assert contents(service, "topics") == [{"mine": "precious"}]
 
 
 def test_failures_go_to_a_table_beside_and_leave_it_again(ready: Any, service: Any) -> None:

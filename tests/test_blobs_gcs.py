@@ -135,9 +135,9 @@ def test_a_stream_never_mixes_two_versions(start: Callable[..., GcsBlobs]) -> No
 
 def test_lists_have_all_pages_and_only_names_of_ours(start: Callable[..., GcsBlobs]) -> None:
     blobs = start()
-    server = blobs._client._connection.API_BASE_URL
+    server = blobs._objects.client._connection.API_BASE_URL
     names = [f"rows/{number}.jsonl.gz" for number in range(1105)]
-    bucket = blobs._client.bucket("bucket")
+    bucket = blobs._objects.client.bucket("bucket")
     held = GcsBlobs(GcsUri("bucket", "folder-2"))
     held.create("rows/of-another", b"")
     for odd in ("folder/", "folder/rows/", "folder/a//b", "folder", "folder/.hidden"):

@@ -88,6 +88,37 @@ def test_what_cannot_be_written(tmp_path: Path, written: str) -> None:
     assert codes(tmp_path, written) == ["GB206"]
 
 
+@pytest.mark.parametrize(
+    ("path", "errors"),
+    [
+        ("gs://bucket/out.jsonl", "gs://bucket/out.errors.jsonl"),
+        ("gs://bucket/a/b c/v1.2.csv", "gs://bucket/a/b c/v1.2.errors.jsonl"),
+    ],
+)
+def test_objects_of_a_bucket(tmp_path: Path, path: str, errors: str) -> None:
+    # However a glob of this machine would take the address.
+    (found,) = load(tmp_path, f"'{path}'", 'inputs: "**/*"\n').destinations
+    assert (found.is_object, found.is_file, found.is_table) == (True, False, False)
+    assert (found.path, found.errors_path) == (path, errors)
+
+
+@pytest.mark.parametrize(
+    ("written", "code"),
+    [
+        ("[gs://bucket/a.csv, gs://bucket/a.csv]", "GB206"),
+        ("[gs://bucket/a.csv, gs://bucket/a.errors.jsonl]", "GB206"),
+        ("gs://bucket/a.txt", "GB206"),
+        ("gs://bucket/a", "GB206"),
+        ("gs://bucket.csv", "GB106"),
+        ("gs://bucket/../a.csv", "GB106"),
+        (f"gs://bucket/{'a' * 997}.csv", "GB106"),
+        ("s3://bucket/a.csv", "GB107"),
+    ],
+)
+def test_objects_that_cannot_be_written(tmp_path: Path, written: str, code: str) -> None:
+    assert codes(tmp_path, written) == [code]
+
+
 def test_the_errors_of_another_destination_are_no_file_of_ours(tmp_path: Path) -> None:
     assert len(load(tmp_path, "[a.csv, b.jsonl, b.errors.jsonl]").destinations) == 3
 
@@ -135,6 +166,14 @@ def test_variables_stand_in_paths_and_columns(tmp_path: Path) -> None:
     assert load(tmp_path, written, more).destinations == (
         Destination(path="out/city.csv", columns=(Column(name="a", path="$.city"),)),
     )
+
+
+def test_an_address_is_the_same_in_every_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    one, other = (load(folder, "gs://bucket/a.csv") for folder in (tmp_path, tmp_path / "a"))
+    resolved: Any = spec.resolved(one)
+    assert resolved["destinations"] == [{"path": "gs://bucket/a.csv", "include": []}]
+    assert spec.digest(one) == spec.digest(other)
 
 
 def test_columns_count_in_the_digest_and_their_absence_does_not(tmp_path: Path) -> None:

@@ -81,6 +81,18 @@ def test_every_command_and_option_that_is_mentioned_exists() -> None:
                     assert name in options, where
 
 
+def test_the_rights_of_every_command_are_told() -> None:
+    text = (ROOT / "docs/rights.md").read_text(encoding="utf-8")
+    table = text.partition("| command |")[2].partition("\n\n")[0]
+    named = re.findall(r"`([a-z-]+(?: [a-z]+)?)`", "".join(re.findall(r"^\|[^|]*\|", table, re.M)))
+    assert len(named) == len(set(named))
+    told = set(named)
+    for name in COMMANDS:
+        command = cli_module.group.get_command(click.Context(cli_module.group), name)
+        parts = command.commands if isinstance(command, click.Group) else {}
+        assert name in told or (parts and {f"{name} {part}" for part in parts} <= told), name
+
+
 def test_the_exit_codes_of_the_readme_are_the_real_ones() -> None:
     table = README.partition("| exit code |")[2].partition("\n\n")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if re.match(r"\| \d", line)]

@@ -65,7 +65,7 @@ class Answered:
             written = export.write(
                 spec, self.store, iter(rows), Outcomes(self.stored).stored_among, live, held
             )
-            written.clear()
+            written.prepare()
             written.place()
         return written
 

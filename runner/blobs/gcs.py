@@ -1,38 +1,22 @@
 """Blobs in Cloud Storage: versions are generations, and every write has a precondition on one.
 
-The library repeats requests whose answer was lost. A write that is repeated meets its own first try, so
-each carries a mark of its own in the object's metadata: an object with that mark is no stranger's.
-Small blobs are sent in one request, larger ones in a resumable upload; neither is visible before all of
-its bytes are there. Locks are leases, see `lease`.
-
-Source: google-cloud-storage 3.17.1; https://cloud.google.com/storage/docs/request-preconditions,
-https://cloud.google.com/storage/docs/retry-strategy, read 2026-11-21.
+How a write counts once is in `gcsobjects`. Locks are leases, see `lease`.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
 from typing import Any, BinaryIO
 
 from runner.blobs import BlobChanged, BlobExists, BlobMissing, Unfinished, check_name, gcserrors
+from runner.blobs.gcsobjects import CHUNK_BYTES, PATIENCE_S, TIMEOUT_S, GcsObjects
 from runner.blobs.lease import HEARTBEAT_S, TAKEOVER_S, Leases, steady_s
 from runner.errors import StateError, UsageInvalid
 from runner.gcsuri import GcsUri
-
-PATIENCE_S = 60.0
-"""How long a request is repeated for that fails in a way that may pass."""
-ONE_REQUEST_BYTES = 8 << 20
-"""Largest blob that is sent in one request; the library's own bound."""
-_CHUNK_BYTES = 8 << 20
-_MARK = "gbrun-write"
-_TIMEOUT_S = (10.0, 60.0)
 
 
 class GcsBlobs:
@@ -50,7 +34,7 @@ class GcsBlobs:
     ) -> None:
         """`heartbeat_s`, `takeover_s`, `clock` and `sleep` are of the locks; see `Leases`."""
         self.place = place
-        self._patience_s = patience_s
+        self._objects = GcsObjects(place.bucket, patience_s)
         self._leases = Leases(
             _Cells(self),
             f"{place}/",
@@ -65,7 +49,7 @@ class GcsBlobs:
     def read(self, name: str) -> tuple[bytes, str]:
         """See `Blobs.read`."""
         with self._asking("read", name) as blob:
-            data: bytes = blob.download_as_bytes(retry=self._retry, timeout=_TIMEOUT_S)
+            data: bytes = blob.download_as_bytes(retry=self._objects.retry, timeout=TIMEOUT_S)
             return data, str(blob.generation)
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
@@ -79,10 +63,10 @@ class GcsBlobs:
     def open(self, name: str) -> BinaryIO:
         """See `Blobs.open`; a blob that is replaced meanwhile is an error of the stream."""
         with self._asking("read", name) as blob:
-            first = self._range(blob, 0, _CHUNK_BYTES)
-        if len(first) < _CHUNK_BYTES:
+            first = self._range(blob, 0, CHUNK_BYTES)
+        if len(first) < CHUNK_BYTES:
             return io.BytesIO(first)
-        return io.BufferedReader(_Rest(self, name, blob, first), _CHUNK_BYTES)
+        return io.BufferedReader(_Rest(self, name, blob, first), CHUNK_BYTES)
 
     def size(self, name: str) -> int:
         """See `Blobs.size`."""
@@ -104,12 +88,12 @@ class GcsBlobs:
         """See `Blobs.list`."""
         below = f"{self.place.name}/"
         with self._asking("list", prefix or ".", checked=False):
-            listing = self._client.list_blobs(
+            listing = self._objects.client.list_blobs(
                 self.place.bucket,
                 prefix=below + prefix,
                 fields="items(name),nextPageToken",
-                retry=self._retry,
-                timeout=_TIMEOUT_S,
+                retry=self._objects.retry,
+                timeout=TIMEOUT_S,
             )
             names = sorted(blob.name.removeprefix(below) for blob in listing)
         # Consoles make empty objects that stand for folders.
@@ -131,7 +115,7 @@ class GcsBlobs:
     def create_from(self, name: str, chunks: Iterable[bytes]) -> str:
         """See `Blobs.create_from`: what does not fit into one request waits in a temporary file."""
         check_name(name)
-        with tempfile.SpooledTemporaryFile(ONE_REQUEST_BYTES, prefix="gbrun-") as spool:
+        with tempfile.SpooledTemporaryFile(CHUNK_BYTES, prefix="gbrun-") as spool:
             for chunk in chunks:
                 try:
                     spool.write(chunk)
@@ -157,7 +141,7 @@ class GcsBlobs:
         self._leases.check()
         try:
             with self._asking("delete", name) as blob:
-                blob.delete(retry=self._retry, timeout=_TIMEOUT_S)
+                blob.delete(retry=self._objects.retry, timeout=TIMEOUT_S)
         except BlobMissing:
             return
 
@@ -201,30 +185,10 @@ class GcsBlobs:
 
     # ------------------------------------------------------------ the service
 
-    @cached_property
-    def _client(self) -> Any:
-        # The library would ask for the bucket's settings in the background, for traces that nobody reads.
-        os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-        from google.cloud import storage
-
-        return storage.Client(project=None)
-
-    @cached_property
-    def _retry(self) -> Any:
-        from google.cloud.storage.retry import DEFAULT_RETRY
-
-        # Every request here may be repeated: reads and deletions by nature, writes by their precondition.
-        return DEFAULT_RETRY.with_timeout(self._patience_s)
-
-    def _blob(self, name: str) -> Any:
-        bucket = self._client.bucket(self.place.bucket)
-        return bucket.blob(f"{self.place.name}/{name}")
-
     def _look(self, name: str) -> Any:
         """The object's metadata. Raises BlobMissing."""
-        with self._asking("read", name) as blob:
-            blob.reload(retry=self._retry, timeout=_TIMEOUT_S)
-            return blob
+        with self._asking("read", name):
+            return self._objects.look(self._key(name))
 
     def _range(self, blob: Any, offset: int, length: int, **options: Any) -> bytes:
         from google.api_core.exceptions import RequestRangeNotSatisfiable
@@ -237,8 +201,8 @@ class GcsBlobs:
                 checksum=None,
                 # In one piece, so that what comes is of one generation.
                 single_shot_download=True,
-                retry=self._retry,
-                timeout=_TIMEOUT_S,
+                retry=self._objects.retry,
+                timeout=TIMEOUT_S,
                 **options,
             )
         except RequestRangeNotSatisfiable:
@@ -247,36 +211,12 @@ class GcsBlobs:
 
     def _put(self, name: str, source: Any, byte_count: int, generation: int) -> str | None:
         """Write where the object has this generation (0: none); the new one, None where it has not."""
-        mark = secrets.token_hex(16)
-        with self._asking("write", name, missing=False) as blob:
-            blob.metadata = {_MARK: mark}
-            blob.chunk_size = _CHUNK_BYTES
-            try:
-                blob.upload_from_file(
-                    source,
-                    size=byte_count,
-                    content_type="application/gzip" if name.endswith(".gz") else "application/json",
-                    if_generation_match=generation,
-                    retry=self._retry,
-                    timeout=_TIMEOUT_S,
-                )
-                return str(blob.generation)
-            except Exception as error:
-                # 404 and 410: of an upload that was complete before its answer was lost.
-                if gcserrors.status(error) not in (404, 410, 412):
-                    raise
-                found = self._ours(name, mark)
-                if found is None and gcserrors.status(error) != 412:
-                    raise
-                return found
+        kind = "application/gzip" if name.endswith(".gz") else "application/json"
+        with self._asking("write", name, missing=False):
+            return self._objects.put(self._key(name), source, byte_count, generation, kind, {})
 
-    def _ours(self, name: str, mark: str) -> str | None:
-        """The generation that a write with this mark made, where it is still there."""
-        try:
-            found = self._look(name)
-        except BlobMissing:
-            return None
-        return str(found.generation) if (found.metadata or {}).get(_MARK) == mark else None
+    def _key(self, name: str) -> str:
+        return f"{self.place.name}/{name}"
 
     def _uri(self, name: str) -> str:
         return f"{self.place}/{name}"
@@ -287,7 +227,7 @@ class GcsBlobs:
         if checked:
             check_name(name)
         try:
-            yield self._blob(name)
+            yield self._objects.blob(self._key(name))
         except (StateError, UsageInvalid):
             raise
         except Exception as error:
@@ -337,7 +277,7 @@ class _Rest(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """See `io.RawIOBase.readinto`."""
         if not self._ready:
-            self._ready = self._blobs.range_of(self._name, self._blob, self._at, _CHUNK_BYTES)
+            self._ready = self._blobs.range_of(self._name, self._blob, self._at, CHUNK_BYTES)
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]

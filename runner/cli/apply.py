@@ -141,13 +141,15 @@ def refuse_foreign(job: Job, made: Plan, overwrite: bool) -> None:
     if overwrite:
         return
     lineage = made.basis.lineage
-    for path, owner in export.owners(job.spec).items():
+    owners = export.owners(job.spec)
+    for path, (owner, said) in owners.items():
         if owner != lineage:
             raise GuardRefused(
-                f"{path} belongs to another state: its label gbrun_lineage is {owner}",
-                hint="choose another table, or add --overwrite to take this one over",
+                f"{path} belongs to another state: its {said} is {owner}",
+                hint="choose another destination, or add --overwrite to take this one over",
             )
-    written = made.basis.export.files if made.basis.export else {}
+    # What says that it is ours is, also where the last export did not write it.
+    written = {*owners, *(made.basis.export.files if made.basis.export else {})}
     for path, found in export.look(job.spec, lineage).items():
         if found is not None and path not in written:
             raise GuardRefused(

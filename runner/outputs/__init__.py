@@ -1,11 +1,15 @@
-"""Where records go: files, and tables of BigQuery. Each destination is replaced as a whole or not at all."""
+"""Where records go: files here and in Cloud Storage, and tables of BigQuery.
+
+Each destination is replaced as a whole or not at all.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from runner import bqtable, columns
+from runner import bqtable, columns, gcsuri
 from runner.model import NOBODY, Destination, Owner, Spec
 from runner.outputs import atomicfile, jsonl
 from runner.outputs.cells import Rows
@@ -25,6 +29,9 @@ class Output(Protocol):
 
     def seal(self) -> tuple[str, int]:
         """Finish the writing and return the SHA-256 (hex) and the size in bytes. Raises GbrunError."""
+
+    def claim(self) -> None:
+        """Raises GbrunError where the place holds what is not the owner's to replace. Changes nothing."""
 
     def place(self) -> None:
         """Move what is sealed to its place, in one step. Raises GbrunError."""
@@ -52,7 +59,16 @@ def open(spec: Spec, destination: Destination, owner: Owner = NOBODY) -> Output:
 
         layout = columns.layout(spec, destination, nested=True)
         return bigquery.TableFile(destination.path, Rows(destination.path, layout), owner)
-    path, suffix = spec.folder / destination.path, destination.suffix
+    if destination.is_object:
+        from runner.outputs import gcs
+
+        return gcs.ObjectFile(destination.path, owner, lambda path: _file(spec, destination, path))
+    return _file(spec, destination, spec.folder / destination.path)
+
+
+def _file(spec: Spec, destination: Destination, path: Path) -> atomicfile.AtomicFile:
+    """Begin to write a destination as a file of this machine."""
+    suffix = destination.suffix
     if suffix == ".jsonl" and not destination.columns:
         return jsonl.JsonlFile(path)
     layout = columns.layout(spec, destination, nested=suffix == ".parquet")
@@ -80,17 +96,42 @@ def open_failures(spec: Spec, owner: Owner = NOBODY) -> Output:
 
         rows = Rows(first.errors_path, bigquery.FAILURES)
         return bigquery.TableFile(first.errors_path, rows, owner, mends=True)
+    if first.is_object:
+        from runner.outputs import gcs
+
+        return gcs.ObjectFile(first.errors_path, owner, jsonl.JsonlFile)
     return jsonl.JsonlFile(spec.folder / first.errors_path)
 
 
 def look(spec: Spec, path: str, lineage: str) -> tuple[str, int] | None:
     """SHA-256 (hex) and size of what lies at a destination, None for nothing.
 
-    A table that is not as the state of this lineage left it has neither: `("", 0)`. Raises GbrunError where
-    it cannot be read.
+    An object or a table that is not as the state of this lineage left it has neither: ALTERED. Raises
+    GbrunError where it cannot be read.
     """
     if path.startswith(bqtable.SCHEME):
         from runner.outputs import bigquery
 
         return bigquery.look(path, lineage)
+    if path.startswith(gcsuri.SCHEME):
+        from runner.outputs import gcs
+
+        return gcs.look(path, lineage)
     return atomicfile.look(spec.folder / path)
+
+
+def owner_of(path: str) -> tuple[str, str]:
+    """The lineage that an object or a table says it belongs to, and where it says so.
+
+    Two empty texts where it says nothing, is not there, or is a file. Raises GbrunError.
+    """
+    found, said = "", ""
+    if path.startswith(bqtable.SCHEME):
+        from runner.outputs import bigquery
+
+        found, said = bigquery.owner_of(path), f"label {bigquery.LINEAGE}"
+    elif path.startswith(gcsuri.SCHEME):
+        from runner.outputs import gcs
+
+        found, said = gcs.owner_of(path), f"metadata {gcs.LINEAGE}"
+    return (found, said) if found else ("", "")

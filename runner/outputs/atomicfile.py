@@ -38,6 +38,10 @@ class AtomicFile:
         """The error of a file that cannot be written."""
         return GbrunError(f"cannot write {self.path}: {why}")
 
+    def write(self, record: bytes, meta: bytes = b"") -> None:
+        """Append one record; see `outputs.Output.write`."""
+        raise NotImplementedError
+
     def finish(self) -> tuple[str, int]:
         """End the writing into the temporary file and close it; its SHA-256 (hex) and its size in bytes."""
         raise NotImplementedError
@@ -61,6 +65,9 @@ class AtomicFile:
         except OSError as error:
             raise self.failed(error.strerror or error) from error
         return found
+
+    def claim(self) -> None:
+        """Raises GbrunError where what lies at the place may not be replaced; a file says nothing of that."""
 
     def place(self) -> None:
         """Move the sealed file to its place, in one step."""

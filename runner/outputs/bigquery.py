@@ -30,7 +30,7 @@ import orjson
 from runner import bqclient, bqtable
 from runner.columns import Layout, Selector, TypedColumn
 from runner.errors import GbrunError
-from runner.model import Json, Owner
+from runner.model import ALTERED, Json, Owner
 from runner.outputs.atomicfile import ByteFile
 from runner.outputs.cells import Misfit, Rows, json_text, scalar, step
 from runner.recordtypes import INTEGER, JSON, KEY, STRING, Type
@@ -38,8 +38,6 @@ from runner.results import dump_line
 
 LINEAGE, LOAD, PENDING = "gbrun_lineage", "gbrun_load", "gbrun_pending"
 DIGEST, BYTES, ROWS, MODIFIED = "gbrun_digest", "gbrun_bytes", "gbrun_rows", "gbrun_modified"
-ALTERED = ("", 0)
-"""What is seen of a table that does not hold what its labels say."""
 SETTLE_MS = 120_000
 """A change this soon after a load counts as gbrun's own: writing the labels is one."""
 FAILURES = Layout(
@@ -131,6 +129,14 @@ class TableFile(ByteFile):
         self._sealed = super().finish()
         return self._sealed
 
+    def claim(self) -> None:
+        """See `AtomicFile.claim`."""
+        what = f"cannot look at {self._uri}"
+        with bqclient.connected(self._name.project, what) as client, _writing(self._name, what):
+            table = _found(client, self._name)
+            if table is not None:
+                self._check(table)
+
     def place(self) -> None:
         """Load the sealed records into the table, in place of what it holds; once, however often asked.
 
@@ -176,11 +182,13 @@ class TableFile(ByteFile):
                 return client.create_table(fresh, retry=bqclient.patience())
             except Conflict:
                 table = client.get_table(str(self._name), retry=bqclient.patience())
-        found = table.labels.get(LINEAGE, "")
-        ours = found == owner.lineage or (not found and self._uri in owner.written)
-        if not ours and not owner.takes_over:
-            raise foreign(self._uri, found)
+        self._check(table)
         return table
+
+    def _check(self, table: Any) -> None:
+        found = table.labels.get(LINEAGE, "")
+        if not self._owner.may_replace(self._uri, found):
+            raise foreign(self._uri, found)
 
     def _announce(self, client: Any, table: Any) -> Any:
         """The table, whose labels say what is to be loaded and as which load."""
