@@ -56,7 +56,18 @@ def schema(name: str, folder: str) -> dict[str, Json]:
             raise Unusable(f"{name} has no JSON Schema: {_told(error)}") from None
     if not isinstance(made, dict):
         raise Unusable(f"{name} has no JSON Schema: model_json_schema() gave something else")
+    for number in _whole_numbers(made):
+        if not -(1 << 63) <= number < 1 << 64:
+            raise Unusable(f"the schema of {name} has {number}, which does not fit 64 bits")
     return made
+
+
+def _whole_numbers(value: Json) -> Iterator[int]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(inner)
+    elif isinstance(value, int):
+        yield value
 
 
 def _is_model(value: Any) -> bool:

@@ -53,7 +53,10 @@ def following(root: str, found: Stored, taken: Mapping[str, Json], spec: Spec) -
     """
     settings = dict(taken)
     for name, value in spec.failures.remedies.get(found.outcome, {}).items():
-        settings[_WIRE_NAMES[name]] = _raised(value, settings, spec) if name == "max_output_tokens" else value
+        before = taken.get(_WIRE_NAMES[name], spec.generation_config.get(name))
+        new = _raised(value, before) if name == "max_output_tokens" else value
+        if new != before:
+            settings[_WIRE_NAMES[name]] = new
     if settings == dict(taken) or found.accepted:
         return None
     data = orjson.dumps([_VERSION, root, settings], option=orjson.OPT_SORT_KEYS)
@@ -111,8 +114,8 @@ _WIRE_NAMES = {
 }
 
 
-def _raised(value: Json, taken: Mapping[str, Json], spec: Spec) -> Json:
-    if not isinstance(value, str):
-        return value
-    before = taken.get("maxOutputTokens", spec.generation_config.get("max_output_tokens"))
-    return min(MAX_OUTPUT_TOKENS, int(before * float(value[1:]))) if before else before
+def _raised(value: Json, before: Json) -> Json:
+    if not isinstance(value, str) or not before:
+        return before if isinstance(value, str) else value
+    # Where more is asked for than any factor gives, there is nothing to raise.
+    return max(before, min(MAX_OUTPUT_TOKENS, int(before * float(value[1:]))))

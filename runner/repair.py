@@ -56,8 +56,18 @@ def repaired(text: str, *, in_prose: bool) -> dict[str, Json] | list[Json] | Non
         # Heuristics over any text: whatever stops them, there is no value.
         return None
     if isinstance(value, dict | list) and _Reading(text, bare=not in_prose).is_of(value):
-        return value
+        plain: dict[str, Json] | list[Json] = _plain(value)
+        return plain
     return None
+
+
+def _plain(value: Json) -> Json:
+    """The value without pieces of the metered text: a schema's validator takes no other kind of text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, str) else value
 
 
 def _depth(text: str) -> int:

@@ -12,6 +12,7 @@ from runner.model import Answer, Attempt, BadRow, Stored
 from runner.results import Stray
 
 _MAX_TEXT_LINES = 60
+_MAX_LINE_CHARS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ def _came_back(chapter: Chapter) -> list[str]:
         lines.append(f"  model version: {stored.model_version}")
     if stored.usage:
         lines.append("  tokens: " + ", ".join(f"{count:,} {name}" for name, count in stored.usage.items()))
+    lines += _told_beside(chapter.response)
     if isinstance(answer, Answer):
         text = answer.text or (answer.raw if isinstance(answer.raw, str) else "")
         if answer.repaired:
@@ -103,9 +105,27 @@ def _came_back(chapter: Chapter) -> list[str]:
             )
             lines.append(f"  JSON {found}")
         if text:
-            lines += ["  answer:", *quoted(text)]
-    elif not chapter.response:
-        lines.append("  no line came back")
+            return [*lines, "  answer:", *quoted(text)]
+    if not chapter.response:
+        return [*lines, "  no line came back"]
+    # A vector, a call, an error, or what nobody can read.
+    whole = chapter.response.decode(errors="replace").rstrip("\n")
+    cut = f"{whole[:_MAX_LINE_CHARS]}..." if len(whole) > _MAX_LINE_CHARS else whole
+    return [*lines, f"  line that came back ({len(chapter.response):,} bytes):", *quoted(cut)]
+
+
+def _told_beside(response: bytes) -> list[str]:
+    """What the service says of an answer besides it: its own id for it, and why a prompt was blocked."""
+    try:
+        body = orjson.loads(response)
+    except orjson.JSONDecodeError:
+        return []
+    found = body.get("response") if isinstance(body, dict) else None
+    if not isinstance(found, dict):
+        return []
+    lines = [f"  response id: {found['responseId']}"] if isinstance(found.get("responseId"), str) else []
+    if found.get("promptFeedback"):
+        lines.append(f"  prompt feedback: {json.dumps(found['promptFeedback'], ensure_ascii=False)}")
     return lines
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import orjson
-
 from runner import modelfacts, records
-from runner.model import Answer, Outcome, Request, Spec
-from runner.results import Judge, Stray
+from runner.model import Answer, Json, Outcome, Request, Spec
+from runner.results import Judge, Stray, dump_line
 from runner.story import quoted, sent_lines
 
 LEAST_COSINE = 0.99
@@ -57,7 +56,7 @@ def shown(spec: Spec, key: str, trial: Trial) -> list[str]:
         lines += ["  record:", *quoted(_record(spec, answer))]
     else:
         lines.append(f"  {answer.outcome} {answer.code}: {answer.message}")
-        raw = answer.raw if isinstance(answer.raw, str) else orjson.dumps(answer.raw).decode()
+        raw = answer.raw if isinstance(answer.raw, str) else dump_line(answer.raw).decode().rstrip()
         if answer.raw:
             lines += ["  answer:", *quoted(raw)]
     if trial.cosine is not None:
@@ -108,4 +107,9 @@ def _record(spec: Spec, answer: Answer) -> str:
     if isinstance(vector, list) and len(vector) > 8:
         shown = ", ".join(f"{value:.4f}" for value in vector[:6])
         return f"embedding of {len(vector):,} dimensions: [{shown}, ...]"
-    return orjson.dumps(body, option=orjson.OPT_INDENT_2).decode()
+    return json.dumps(body, indent=2, ensure_ascii=_has_half_a_pair(body))
+
+
+def _has_half_a_pair(body: Json) -> bool:
+    """Whether a text in it is none that a terminal could be sent."""
+    return b"\\ud" in dump_line(body)

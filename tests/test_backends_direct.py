@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from runner.backends.direct import CALLS_AT_ONCE, DirectBackend
+from runner.backends import direct
+from runner.backends.direct import CALLS_AT_ONCE, CALLS_PER_ROW, DirectBackend
 from runner.backends.memory import MemoryBackend
 from runner.errors import BackendError, SubmissionRefused
 from runner.model import Job, JobState
@@ -171,4 +172,95 @@ def test_what_is_kept_is_for_its_owner_alone(inner: Inner, tmp_path: Path) -> No
     backend = DirectBackend(inner, tmp_path / "direct")
     ended(backend, submit(backend, tmp_path, 2))
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "direct").iterdir()} == {0o600}
+    backend.close()
+
+
+def test_an_unexpected_error_ends_the_calls_and_is_told(inner: Inner, tmp_path: Path) -> None:
+    """Else the calls would be made again and again, with nothing said."""
+
+    def stumble(key: str) -> None:
+        if key == "r1":
+            raise RecursionError("too deep")
+
+    inner.before = stumble
+    backend = DirectBackend(inner, tmp_path / "direct")
+    job = submit(backend, tmp_path, 3)
+    with pytest.raises(RecursionError, match="too deep"):
+        ended(backend, job)
+    backend.close()
+    assert set(inner.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("hostile", ["[" * 20_000 + "]" * 20_000, "9" * 5_000, '"\\ud800"', "NaN"])
+def test_an_answer_that_cannot_be_read_is_not_asked_for_again(
+    inner: Inner, tmp_path: Path, hostile: str
+) -> None:
+    backend = DirectBackend(inner, tmp_path / "direct")
+    job = submit(backend, tmp_path, 3)
+    line = f'{{"key":"r1","response":{{"candidates":[{hostile}]}}}}\n'
+    (tmp_path / "direct" / f"{TOKEN}.answers").write_text(line)
+
+    done = ended(backend, job)
+    assert inner.asked == Counter(r0=1, r2=1)
+    assert line.encode() in b"".join(backend.output(done))
+    backend.close()
+
+
+def test_a_call_that_breaks_off_is_made_a_few_times_over_all_runs(
+    inner: Inner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may be paid for: a row that never answers in time must not be asked for ever."""
+
+    def hang(key: str) -> None:
+        if key == "r1":
+            raise BackendError("it does not answer in time", http_status=504, transient=True)
+
+    monkeypatch.setattr(direct, "_WAITS_S", (0.0,))
+    inner.before = hang
+    for _ in range(CALLS_PER_ROW - 1):
+        backend = DirectBackend(inner, tmp_path / "direct")
+        job = submit(backend, tmp_path, 20)
+        with pytest.raises(BackendError, match="in time"):
+            ended(backend, job)
+        backend.close()
+    backend = DirectBackend(inner, tmp_path / "direct")
+    done = ended(backend, job)
+    assert done.state is JobState.SUCCEEDED
+    assert keys(backend, done) == sorted(f"r{n}" for n in range(20))
+    assert inner.asked == Counter({f"r{n}": 1 for n in range(20)} | {"r1": CALLS_PER_ROW})
+    (line,) = (line for line in b"".join(backend.output(done)).splitlines() if b'"r1"' in line)
+    assert json.loads(line)["error"] == {"code": 4, "message": "it does not answer in time"}
+    backend.delete_upload("direct/" + TOKEN)
+    assert list((tmp_path / "direct").iterdir()) == []
+    backend.close()
+
+
+@pytest.mark.parametrize("status", [429, 503, 401])
+def test_a_refused_call_is_no_rows_fault(inner: Inner, tmp_path: Path, status: int) -> None:
+    def refuse(key: str) -> None:
+        raise BackendError("no", http_status=status, transient=status != 401)
+
+    inner.before = refuse
+    for _ in range(CALLS_PER_ROW + 1):
+        backend = DirectBackend(inner, tmp_path / "direct")
+        job = submit(backend, tmp_path, 1)
+        with pytest.raises(BackendError, match="no"):
+            ended(backend, job)
+        backend.close()
+    assert inner.asked == Counter(r0=CALLS_PER_ROW + 1)
+
+
+def test_calls_that_stop_are_not_made_again_at_once(inner: Inner, tmp_path: Path) -> None:
+    def refuse(key: str) -> None:
+        raise BackendError("quota", http_status=429, transient=True)
+
+    inner.before = refuse
+    backend = DirectBackend(inner, tmp_path / "direct")
+    job = submit(backend, tmp_path, 1)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="quota"):
+            ended(backend, job)
+    for _ in range(50):
+        assert backend.get(job.job_name).state is JobState.RUNNING
+    assert inner.asked == Counter(r0=2)
     backend.close()

@@ -8,13 +8,16 @@ import re
 import typing
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runner.emulator import faults
 from runner.emulator.faults import FILE_KINDS, HttpRule, JobRule, RowRule
+from runner.emulator.nearlyjson import FLAWS
 from runner.model import Failures, Outcome
+from runner.results import _TRANSIENT_CODES
 
 
 def kinds(rule: type) -> list[str]:
@@ -36,6 +39,7 @@ CLASSES: dict[str, tuple[str, str, str]] = {
     "max_tokens_no_parts": ("truncated", "MAX_TOKENS", ""),
     "fenced": ("ok", "", ""),
     "prose": ("ok", "", ""),
+    "nearly_json": ("unparseable", "NOT_JSON", ""),
     "blocked_prompt": ("blocked", "PROHIBITED_CONTENT", ""),
     "blocked_safety": ("blocked", "SAFETY", ""),
     "recitation": ("blocked", "RECITATION", ""),
@@ -121,6 +125,45 @@ def test_no_kind_is_forgotten() -> None:
     assert set(ROW_KINDS) >= FILE_KINDS
 
 
+DOCS = (Path(__file__).parent.parent / "docs/faults.md").read_text(encoding="utf-8")
+
+
+def documented(heading: str) -> dict[str, list[str]]:
+    """The table below a heading of the documentation: kind -> its other cells."""
+    section = DOCS.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in section.splitlines()
+        if line.startswith("| `")
+    ]
+    assert len({cells[0] for cells in rows}) == len(rows), "a kind stands in the table twice"
+    return {cells[0].strip("`"): cells[1:] for cells in rows}
+
+
+def test_the_documentation_has_every_kind_and_no_other() -> None:
+    assert set(documented("Rows")) == set(ROW_KINDS)
+    assert set(documented("Jobs")) == set(JOB_KINDS)
+    assert set(documented("Requests over HTTP")) == set(HTTP_KINDS)
+
+
+def test_the_documentation_says_what_becomes_of_a_row() -> None:
+    """Class, whether it is sent again, and what is named: as the runs below have it."""
+    expected = CLASSES | {kind: (*found, "") for kind, found in EMBEDDING_CLASSES.items()}
+    for kind, (_, told, does) in documented("Rows").items():
+        outcome, _, stray = expected[kind]
+        assert told.startswith(f"`{outcome}`"), kind
+        assert re.findall(r"names a stray line: (\w+)", does) == [stray] * bool(stray), kind
+        if outcome != "ok":
+            assert ("again" in does) == (outcome in RETRYABLE), kind
+            assert ("fails it" in does) == (outcome not in RETRYABLE), kind
+        assert ("`_repaired`" in does) == (kind in ("fenced", "prose", "nearly_json")), kind
+
+
+def test_the_documentation_names_the_codes_that_pass() -> None:
+    told = documented("Rows")["row_error"][1]
+    assert set(map(int, re.findall(r"\d+", told))) == {code for code in _TRANSIENT_CODES if code <= 16}
+
+
 # ---------------------------------------------------------------- one kind at a time
 
 
@@ -162,6 +205,66 @@ def test_a_row_fault(kind: str, project: Any, cli: Callable[..., Any]) -> None:
         assert [record["_key"] for record in project.records()] == sorted(outcomes)
         assert project.failures() == []
     assert project.leftovers() == []
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_answers_that_are_nearly_json(repair: bool, project: Any, cli: Callable[..., Any]) -> None:
+    """Each flaw on a row of its own, and one row whose flaw the text decides."""
+    properties = {
+        "topic": {"type": "string", "minLength": 1},
+        "urgent": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    }
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    project.gbrun = cli
+    project.inputs(1)
+    names = [*sorted(FLAWS), "any"]
+    for name in names:
+        project.write(f"inputs/{name}.txt", f"Don't read <{name}> twice, it is about boards.\n")
+    rules = [
+        {"kind": "nearly_json", "match": f"<{name}>"} | ({"flaw": name} if name in FLAWS else {})
+        for name in names
+    ]
+    project.faults(timing={"pending_s": 0}, rows=rules)
+    project.spec(output_schema=schema, failures={"repair": repair})
+    got = project.apply(code=0 if repair else 4)
+    outcomes = adds_up(project, got.stdout)
+    hit = [f"inputs/{name}.txt" for name in names]
+    assert outcomes == {"inputs/000.txt": "ok"} | dict.fromkeys(hit, "ok" if repair else "unparseable")
+    assert {failure["code"] for failure in project.failures()} == (set() if repair else {"NOT_JSON"})
+    marked = {record["_key"]: record.get("_repaired") for record in project.records()}
+    assert marked == {"inputs/000.txt": None} | (dict.fromkeys(hit, "library") if repair else {})
+    texts = sound_texts(stored_responses(project))
+    assert len(texts) == 1, "all but one answer must be no JSON"
+    if repair:
+        # The same values as without the flaw.
+        project.faults(timing={"pending_s": 0})
+        project.spec(state="sound")
+        repaired = [{k: v for k, v in one.items() if k != "_repaired"} for one in project.records()]
+        project.apply("--overwrite")
+        assert project.records() == repaired
+    else:
+        # The answers are paid for: to repair them costs nothing.
+        project.spec(failures={"repair": True})
+        assert ledger(project.apply().stdout, "Rows") == Counter(ok=len(names) + 1)
+        assert len(project.jobs()) == 1
+
+
+def sound_texts(responses: bytes) -> list[str]:
+    """The texts of answers that are JSON."""
+    texts = [
+        json.loads(line)["response"]["candidates"][0]["content"]["parts"][0]["text"]
+        for line in responses.splitlines()
+    ]
+    return [text for text in texts if is_json(text)]
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("kind", [*EMBEDDING_CLASSES, "row_error", "missing", "unknown_fields", "truncated"])
@@ -314,7 +417,7 @@ def test_everything_goes_wrong_at_once(project: Any, cli: Callable[..., Any]) ->
     project.spec(failures={"max_attempts": 3})
     got = project.apply(code=4)
     final = Counter(failure["outcome"] for failure in project.failures())
-    assert set(final) == {"truncated", "blocked", "invalid"}
+    assert set(final) == {"truncated", "blocked", "invalid", "unparseable"}
     assert len(project.records()) + sum(final.values()) == len(outcomes)
     jobs = len(project.jobs())
     assert "No changes" in project.apply(code=4).stdout

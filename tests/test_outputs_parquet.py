@@ -152,3 +152,14 @@ def test_pyarrow_is_loaded_by_parquet_alone(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = {"PYTHONPATH": f"{here}:{here.parent}"}
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e39, 10**400])
+def test_a_vector_beyond_single_precision_is_told(tmp_path: Path, value: Any) -> None:
+    """Arrow would write infinity."""
+    spec = spec_of(tmp_path, Destination(path="x.parquet"), None, task="embed_content")
+    with pytest.raises(GbrunError, match='record of "a": "embedding" holds single-precision numbers'):
+        written(spec, [{"_key": "a", "embedding": [0.5, value]}])
+    greatest = 3.4028234663852886e38
+    path = written(spec, [{"_key": "a", "embedding": [greatest, -greatest]}])
+    assert pq.read_table(path).to_pylist() == [{"_key": "a", "embedding": [greatest, -greatest]}]

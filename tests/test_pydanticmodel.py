@@ -115,6 +115,10 @@ class Key(BaseModel):
     key: int = Field(alias="_key")
 
 
+class Huge(BaseModel):
+    n: int = Field(le=2**70)
+
+
 class BadPattern(BaseModel):
     a: str = Field(json_schema_extra={"pattern": "("})
 
@@ -212,9 +216,10 @@ def test_it_is_lowered_for_the_service(load: Callable[..., Spec]) -> None:
     assert found["first"] == {**line, "nullable": True}
     assert found["lines"] == {"type": "ARRAY", "title": "Lines", "minItems": 1, "items": line}
     assert found["more"] == {"type": "ARRAY", "title": "More", "nullable": True, "items": line}
-    assert found["pet"] == {"title": "Pet", "anyOf": [cat, dog]}
-    assert found["other_pet"] == {"title": "Other Pet", "nullable": True, "anyOf": [cat, dog]}
-    assert found["amount"] == {"title": "Amount", "anyOf": [{"type": "INTEGER"}, S]}
+    assert found["pet"] == {"anyOf": [cat, dog]}
+    assert found["other_pet"] == {"anyOf": [{**cat, "nullable": True}, {**dog, "nullable": True}]}
+    amount = {"title": "Amount"}
+    assert found["amount"] == {"anyOf": [{**amount, "type": "INTEGER"}, {**amount, **S}]}
     assert found["pair"]["items"] == {"anyOf": [{"type": "INTEGER"}, S]}
     assert found["at"] == {**S, "title": "At", "format": "date-time"}
     assert (found["dated"], found["number"]) == ({**S, "title": "Dated"}, {**S, "title": "Number"})
@@ -226,7 +231,7 @@ def test_it_is_lowered_for_the_service(load: Callable[..., Spec]) -> None:
 
 def test_answers_are_judged_by_the_schema_alone(load: Callable[..., Spec]) -> None:
     """A validator written in Python does not run: every row of a shard could be judged anywhere."""
-    errors = validator.compiled(load().output_schema or {})
+    errors = validator.compiled(load().output_schema or {}).iter_errors
     good = {
         "vendor": "x", "dated": "2026-11-21", "at": "2026-11-21T10:00:00Z", "team": "other",
         "lines": [{"text": "a", "count": 1}], "pet": {"kind": "cat"}, "amount": "1", "pair": [1, "a"],
@@ -307,6 +312,7 @@ def test_without_leave_no_code_runs(load: Callable[..., Spec], folder: Path) -> 
         ("models:Odd", "models:Odd has no JSON Schema: PydanticInvalidForJsonSchema", ""),
         ("models:Stopping", "models:Stopping has no JSON Schema: SystemExit: 3", ""),
         ("models:Listing", "models:Listing has no JSON Schema: model_json_schema() gave something else", ""),
+        ("models:Huge", "schema of models:Huge has 1180591620717411303424, which does not fit 64 bits", ""),
         ("models.Invoice", 'a model is named like "package.module:Model"', ""),
         ("models:", 'a model is named like "package.module:Model"', ""),
         ("../models:Invoice", 'a model is named like "package.module:Model"', ""),

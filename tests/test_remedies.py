@@ -51,6 +51,21 @@ def test_a_factor_ends_at_the_models_limit() -> None:
     assert remedies.following("r1", CUT, first.settings, high) is None
 
 
+@pytest.mark.parametrize("asked", [65_536, 100_000])
+def test_a_factor_never_lowers(asked: int) -> None:
+    """The same answer, cut earlier, would be paid for again."""
+    assert remedies.following("r1", CUT, {}, spec(max_output_tokens=asked)) is None
+
+
+def test_what_changes_nothing_is_no_remedy() -> None:
+    """The very same request would be paid for twice."""
+    same = {"truncated": {"temperature": 0, "max_output_tokens": 100}}
+    assert remedies.following("r1", CUT, {}, spec(same, temperature=0)) is None
+    other = remedies.following("r1", CUT, {}, spec(same, temperature=1))
+    assert other is not None
+    assert other.settings == {"temperature": 0}
+
+
 @pytest.mark.parametrize("outcome", sorted(set(O) - {O.TRUNCATED}))
 def test_another_class_has_no_remedy(outcome: Outcome) -> None:
     assert remedies.following("r1", make_stored("r1", outcome), {}, spec()) is None

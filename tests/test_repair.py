@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from runner import repair, spec
 from runner.cli.job import Job
 from runner.errors import SpecInvalid
-from runner.model import Spec
+from runner.model import Answer, Outcome, Spec
 from runner.render import Renderer
 from runner.repair import repaired
+from runner.results import Judge
 
 WORDS = st.text(alphabet="abcxyz 0123éß日", max_size=6)
 LEAVES = st.none() | st.booleans() | st.integers(-(10**18), 10**18) | WORDS
@@ -56,6 +57,32 @@ def test_a_careless_value_is_read_as_it_is_or_not_at_all(value: Any, data: st.Da
     text = loosely(value, lambda options: data.draw(st.sampled_from(options)))
     found = repaired(text, in_prose=False)
     assert found is None or (found == value and json.dumps(found) == json.dumps(value))
+    assert found is None or set(map(type, leaves(found))) <= {str, int, float, bool, type(None)}
+
+
+def leaves(value: Any) -> list[Any]:
+    """Keys and values that hold no others."""
+    if isinstance(value, dict):
+        return [*value, *(leaf for inner in value.values() for leaf in leaves(inner))]
+    return [leaf for inner in value for leaf in leaves(inner)] if isinstance(value, list) else [value]
+
+
+def test_a_repaired_value_is_judged_by_every_rule_of_the_schema() -> None:
+    """The validator takes texts, and no kind of its own of them."""
+    rule = {"type": "string", "pattern": "^(on|off)$", "maxLength": 3}
+    names = {"enum": ["a", "b"]}
+    judge = Judge({"type": "object", "additionalProperties": rule, "propertyNames": names}, repair=True)
+
+    def judged(text: str) -> Outcome:
+        candidate = {"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}
+        line = json.dumps({"key": "r1", "response": {"candidates": [candidate]}}).encode()
+        answer = judge.line(line)
+        assert isinstance(answer, Answer)
+        return answer.outcome
+
+    assert judged("{'a': 'on', b: \"off\",}") is Outcome.OK
+    assert judged("{'a': 'on', c: \"off\",}") is Outcome.INVALID
+    assert judged("{'a': 'on', b: \"none\",}") is Outcome.INVALID
 
 
 @settings(max_examples=100, deadline=None)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import jsonschema_rs
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.response_schema import lower
+from runner.emulator import values
+from runner.response_schema import MAX_PARTS, lower
 
 S = {"type": "STRING"}
 I = {"type": "INTEGER"}  # noqa: E741
+NULLABLE_S, NULLABLE_I = {**S, "nullable": True}, {**I, "nullable": True}
 
 
 @pytest.mark.parametrize(
@@ -30,18 +33,19 @@ I = {"type": "INTEGER"}  # noqa: E741
             {"type": "INTEGER", "nullable": True, "minimum": 1, "maximum": 9},
         ),
         ({"type": ["string", "integer"]}, {"anyOf": [S, I]}),
-        ({"type": ["string", "integer", "null"]}, {"anyOf": [S, I], "nullable": True}),
+        ({"type": ["string", "integer", "null"]}, {"anyOf": [NULLABLE_S, NULLABLE_I]}),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, {"type": "STRING", "nullable": True}),
         ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, {"anyOf": [S, I]}),
         (
             {"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]},
-            {"anyOf": [S, I], "nullable": True},
+            {"anyOf": [NULLABLE_S, NULLABLE_I]},
         ),
         ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, {"anyOf": [S, I]}),
         ({"enum": ["a", "b"]}, {"type": "STRING", "enum": ["a", "b"]}),
         ({"type": "string", "enum": ["a", None]}, {"type": "STRING", "enum": ["a"], "nullable": True}),
         ({"const": "a"}, {"type": "STRING", "enum": ["a"]}),
-        ({"type": "integer", "enum": [1, 2]}, I),
+        ({"type": "integer", "enum": [5, 1, 2]}, {**I, "minimum": 1, "maximum": 5}),
+        ({"type": "integer", "enum": [1, 2], "maximum": 9}, {**I, "minimum": 1, "maximum": 9}),
         ({"type": "string", "format": "date-time"}, {"type": "STRING", "format": "date-time"}),
         ({"type": "string", "format": "email"}, S),
         ({"type": "integer", "format": "int64"}, {"type": "INTEGER", "format": "int64"}),
@@ -243,10 +247,11 @@ def allows(schema: dict[str, Any], value: Any) -> bool:
 
 NAMES = st.sampled_from(["a", "b", "c"])
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "b", "abc"]),
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "b", "abc"]) | st.just(0.5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=5,
 )
+LISTED = ["a", "b", "", 1, 0.5, None]
 LEAVES = (
     st.fixed_dictionaries({"type": st.sampled_from(["string", "integer", "number", "boolean", "null"])})
     | st.fixed_dictionaries(
@@ -257,7 +262,9 @@ LEAVES = (
         },
         optional={"minLength": st.integers(0, 2), "maximum": st.integers(-1, 2)},
     )
-    | st.fixed_dictionaries({"enum": st.lists(st.sampled_from(["a", "b", 1, None]), min_size=1, unique=True)})
+    | st.fixed_dictionaries(
+        {"enum": st.lists(st.sampled_from(["a", "b", "", 1, 0.5, None]), min_size=1, unique=True)}
+    )
     | st.fixed_dictionaries({"const": st.sampled_from(["a", 1, None, True])})
     | st.sampled_from([{}, {"$ref": "#/$defs/s"}, {"$ref": "#/$defs/o"}])
 )
@@ -278,6 +285,7 @@ SCHEMAS = st.recursive(
             st.lists(inner, min_size=1, max_size=3),
         )
         | st.builds(lambda one, subs: {**one, "anyOf": subs}, inner, st.lists(inner, min_size=1, max_size=2))
+        | st.builds(lambda one, ref: {**one, "$ref": ref}, inner, st.sampled_from(["#/$defs/s", "#/$defs/o"]))
     ),
     max_leaves=5,
 )
@@ -289,6 +297,20 @@ DEFS = {
         "required": ["a"],
     },
 }
+
+
+def nodes(lowered: dict[str, Any]) -> list[dict[str, Any]]:
+    inner = [*lowered.get("properties", {}).values(), *lowered.get("anyOf", ())]
+    inner += [lowered["items"]] if "items" in lowered else []
+    return [lowered, *(node for one in inner for node in nodes(one))]
+
+
+@given(SCHEMAS)
+def test_any_of_stands_alone_and_every_node_has_a_type(schema: dict[str, Any]) -> None:
+    """As Vertex demands it: "When using any_of, it must be the only field set"."""
+    lowered, _ = lower({**schema, "$defs": DEFS})
+    for node in nodes(lowered) if lowered else []:
+        assert node.keys() == {"anyOf"} if "anyOf" in node else "type" in node, lowered
 
 
 @given(SCHEMAS, st.lists(VALUES, min_size=1, max_size=8))
@@ -389,3 +411,138 @@ def test_what_forbids_nothing_is_not_named() -> None:
     sent, notes = lower(schema)
     assert sent["properties"]["p"] == {"type": "STRING", "description": "d"}
     assert notes == ()
+
+
+# ---------------------------------------------------------------- what an answer must have can be answered
+
+A, B = ({"type": "object", "properties": {name: {"type": "string"}}} for name in "ab")
+NEEDS_B = {**B, "required": ["b"]}
+
+
+def named(lowered: dict[str, Any]) -> set[str]:
+    return {name for node in nodes(lowered) for name in node.get("properties", ())}
+
+
+PARTS: list[dict[str, Any]] = [
+    {"$defs": {"a": A}, "$ref": "#/$defs/a", "properties": B["properties"], "required": ["b"]},
+    {"$defs": {"b": NEEDS_B}, "allOf": [{"$ref": "#/$defs/b", "properties": A["properties"]}]},
+    {**A, "allOf": [{"allOf": [NEEDS_B]}]},
+    {**A, "anyOf": [NEEDS_B]},
+    {**A, "oneOf": [NEEDS_B, {"properties": {"c": {"type": "string"}}, "required": ["c"]}]},
+    {**A, "allOf": [{"anyOf": [NEEDS_B, {"required": ["a"]}]}]},
+]
+
+
+@pytest.mark.parametrize("schema", PARTS)
+def test_properties_of_every_part_are_sent(schema: dict[str, Any]) -> None:
+    """The model writes none that is not named: what is required and not sent fails in every answer."""
+    lowered, _ = lower(schema)
+    assert named(lowered) >= {"a", "b"}
+    assert any("b" in node.get("required", ()) for node in nodes(lowered))
+
+
+@pytest.mark.parametrize("schema", PARTS)
+def test_an_answer_to_what_is_sent_is_one_to_what_was_asked(schema: dict[str, Any]) -> None:
+    """From the emulator, which writes what it is told and nothing else, as the service does."""
+    make = values.maker(orjson.dumps(lower(schema)[0]))
+    for seed in range(20):
+        answer = make(seed, values.Prompt("Some words.", "Some words."), 0)
+        assert allows(schema, answer), answer
+
+
+def test_branches_hold_what_stands_beside_them() -> None:
+    branches = [{"properties": {"c": {"type": "integer"}}, "not": {}}, {"required": ["a"]}]
+    lowered, notes = lower({**A, "anyOf": branches, "description": "d", "minProperties": 1, "x-y": 1})
+    common = {"type": "OBJECT", "description": "d", "minProperties": 1}
+    assert lowered == {
+        "anyOf": [
+            {**common, "properties": {"a": S, "c": I}, "propertyOrdering": ["a", "c"]},
+            {**common, "properties": {"a": S}, "propertyOrdering": ["a"], "required": ["a"]},
+        ]
+    }
+    assert notes == ("/: `x-y` is checked locally only", "/anyOf/0: `not` is checked locally only")
+
+
+def test_the_words_of_a_choice_are_said_in_each_branch() -> None:
+    branches = [{"type": "string", "description": "its name", "title": "Name"}, {"type": "integer"}]
+    lowered, _ = lower({"anyOf": branches, "description": "the team", "title": "Team"})
+    assert lowered == {
+        "anyOf": [
+            {**S, "description": "the team\nits name", "title": "Name"},
+            {**I, "description": "the team", "title": "Team"},
+        ]
+    }
+    assert lower({"anyOf": [*branches, {"type": "null"}]})[0] == {
+        "anyOf": [{**branches[0], **NULLABLE_S}, NULLABLE_I]
+    }
+
+
+def test_two_schemas_of_one_property_are_merged() -> None:
+    text = {"properties": {"a": {"minLength": 2, "not": {}}}}
+    lowered, notes = lower({**A, "allOf": [text]})
+    assert lowered["properties"] == {"a": {"type": "STRING", "minLength": 2}}
+    assert "/properties/a: `not` is checked locally only" in notes
+
+
+def test_rules_inside_of_all_of_are_named() -> None:
+    _, notes = lower({**A, "allOf": [{"if": {"required": ["a"]}, "allOf": [{"propertyNames": {}}]}]})
+    assert {"/: `if` is checked locally only", "/: `propertyNames` is checked locally only"} <= set(notes)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 2], [{**I, "minimum": 1, "maximum": 2}]),
+        ([True], [{"type": "BOOLEAN"}]),
+        (
+            [1, 0.5],
+            [{**I, "minimum": 0.5, "maximum": 1}, {"type": "NUMBER", "minimum": 0.5, "maximum": 1}],
+        ),
+        (["a", 1], [{**S, "enum": ["a"]}, {**I, "minimum": 1, "maximum": 1}]),
+        ([1, None], [{**NULLABLE_I, "minimum": 1, "maximum": 1}]),
+    ],
+)
+def test_listed_values_that_are_no_text_have_a_type(values: list[Any], expected: list[Any]) -> None:
+    lowered, notes = lower({"enum": values})
+    assert lowered == ({"anyOf": expected} if len(expected) > 1 else expected[0])
+    assert notes == ("/: values that are not text cannot be an enum at the service",)
+
+
+def test_an_empty_text_in_an_enum_is_not_sent() -> None:
+    """The service refuses the whole job for it."""
+    lowered, notes = lower({"type": "string", "enum": ["a", ""]})
+    assert lowered == S
+    assert notes == ("/: an empty text cannot stand in an enum at the service",)
+
+
+def test_the_order_that_is_sent_names_every_property_once() -> None:
+    schema = {**A, "properties": {**A["properties"], **B["properties"]}}
+    assert lower({**schema, "propertyOrdering": ["b", "z", "b"]})[0]["propertyOrdering"] == ["b", "a"]
+    assert lower({**schema, "propertyOrdering": "ba"})[0]["propertyOrdering"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("how", ["$ref", "allOf", "anyOf"])
+def test_a_part_that_holds_itself_ends(how: str) -> None:
+    again = {"$ref": "#/$defs/n"} if how == "$ref" else {how: [{"$ref": "#/$defs/n"}], "description": "d"}
+    node = {"type": "object", "properties": {"v": {"type": "string"}, "n": again}}
+    lowered, notes = lower({"$ref": "#/$defs/n", "$defs": {"n": node}})
+    assert lowered == {}
+    assert "a cycle through #/$defs/n" in notes[0]
+
+
+def test_a_part_may_be_used_twice_on_one_way() -> None:
+    base = {"$defs": {"a": A}}
+    again = {"allOf": [{"$ref": "#/$defs/a"}], "description": "the former one"}
+    schema = {**base, "allOf": [{"$ref": "#/$defs/a"}], "properties": {"former": again}}
+    assert named(lower(schema)[0]) == {"a", "former"}
+
+
+def test_references_that_multiply_are_given_up() -> None:
+    steps = {
+        f"s{n}": {"type": "object", "properties": {key: {"$ref": f"#/$defs/s{n + 1}"} for key in "xy"}}
+        for n in range(40)
+    }
+    schema = {"$defs": {**steps, "s40": {"type": "string"}}, "$ref": "#/$defs/s0"}
+    lowered, notes = lower(schema)
+    assert lowered == {}
+    assert notes == (f"/: more than {MAX_PARTS:,} parts, each reference followed: {NO_FORM}",)

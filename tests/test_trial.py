@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from builders import make_spec
 
 from runner import trial
@@ -61,6 +63,36 @@ def test_an_answer_that_is_not_good_is_exit_4(project: Any) -> None:
     assert "Requests 1 = 1 truncated" in said
 
 
+def test_what_was_asked_before_an_error_is_summed_up(project: Any) -> None:
+    """It is paid for, whatever came after it."""
+    project.inputs(4)
+    project.faults(http=[{"on": "generate", "kind": "http_5xx", "status": 500, "skip": 2}])
+    project.spec()
+    ran = project.run("test", "job.yaml", "-n", "4", code=1)
+    assert "Requests 2 = 2 ok" in ran.stdout
+    assert re.search(r"^Tokens \d+ prompt", ran.stdout, re.M)
+    assert "500 INTERNAL" in ran.stderr
+
+
+def test_a_row_that_cannot_be_read_is_passed_over_where_the_spec_says_so(project: Any) -> None:
+    project.inputs(3)
+    project.write("inputs/001.txt", b"no UTF-8: \xff")
+    project.spec(inputs=[{"files": {"glob": "inputs/*.txt"}}])
+    ran = project.run("test", "job.yaml", code=1)
+    assert "the input is not utf-8" in ran.stderr
+    assert "Requests 1 = 1 ok" in ran.stdout
+    project.spec(inputs=[{"files": {"glob": "inputs/*.txt"}, "on_bad_row": "skip"}])
+    said = project.run("test", "job.yaml", code=4).stdout
+    assert re.search(r"^inputs/001.txt  not asked\n  the input is not utf-8.*\[GB602\]$", said, re.M)
+    assert "Requests 2 = 2 ok" in said
+
+
+def test_more_rows_than_there_are(project: Any) -> None:
+    project.inputs(2)
+    project.spec()
+    assert "Requests 2 = 2 ok" in project.run("test", "job.yaml", "-n", "100").stdout
+
+
 def test_vectors_are_held_against_those_of_the_batch(project: Any) -> None:
     project.inputs(2)
     project.spec(**VECTORS)
@@ -82,6 +114,38 @@ def test_another_vector_than_the_batch_brought_is_not_good() -> None:
     assert not asked([1.0, 0.0], [0.9, 0.5]).good
     assert not asked([1.0, 0.0], [1.0, 0.0, 0.0]).good
     assert asked([1.0, 0.0], None).good
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"n": 1%s}' % ("0" * 30), '"n": 1' + "0" * 30),
+        ('{"t": "a\\\\ud800é"}', '"t": "a\\ud800\\u00e9"'),
+        ('{"t": "é"}', '"t": "é"'),
+    ],
+)
+def test_any_answer_is_shown(text: str, told: str) -> None:
+    """Whole numbers of any size, and half a surrogate pair, are JSON."""
+    line = (
+        '{"key":"r1","response":{"candidates":[{"content":{"parts":[{"text":"%s"}]},"finishReason":"STOP"}]}}'
+    )
+    response = (line % text.replace('"', '\\"')).encode()
+    spec = make_spec(output_schema={"type": "object"})
+    request = Request("r1", b'{"key":"r1","request":{"contents":[{"parts":[{"text":"x"}]}]}}')
+    found = trial.ask(spec, request, b"{}", lambda sent: response, None)
+    assert found.good
+    shown = "\n".join(trial.shown(spec, "k", found))
+    assert told in shown
+    assert shown.encode()
+
+
+def test_any_error_of_a_row_is_shown() -> None:
+    error = {"code": 3, "message": "no", "big": 10**30}
+    response = json.dumps({"key": "r1", "error": error}).encode()
+    request = Request("r1", b'{"key":"r1","request":{"contents":[]}}')
+    found = trial.ask(make_spec(), request, b"{}", lambda sent: response, None)
+    assert not found.good
+    assert f'"big":{10**30}' in "\n".join(trial.shown(make_spec(), "k", found))
 
 
 def test_cost_is_told_with_its_date_or_not_at_all() -> None:

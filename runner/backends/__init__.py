@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from runner.errors import BackendError
 from runner.model import Job, ShardLimits, Upload
 
 
@@ -103,3 +104,8 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release connections and anything that was started."""
         ...
+
+
+def was_not_answered(error: BackendError) -> bool:
+    """Whether a synchronous call that failed was surely not answered, and so not paid for."""
+    return error.http_status in (429, 503) or (error.http_status == 0 and error.status == "UNAVAILABLE")

@@ -3,6 +3,9 @@
 To everything above it a job is a job: it has a token, it is polled, its output is downloaded. It lies in
 files, and each answer is appended and synced as it comes, so that a run that is killed loses, and pays twice
 for, at most the calls that were in flight.
+
+A call that breaks off may have been answered, and paid for, all the same. It is made `CALLS_PER_ROW` times,
+over all runs; then that is the row's error, so that its next calls are counted as another job's.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,21 +25,29 @@ from typing import Any
 
 import orjson
 
-from runner.backends import Backend
+from runner.backends import Backend, was_not_answered
 from runner.errors import BackendError, StateError, SubmissionRefused
 from runner.model import Job, JobState, Upload
 
 CALLS_AT_ONCE = 8
+CALLS_PER_ROW = 3
+"""Of one job, that break off without an answer."""
+_RPC_CODES = {500: 13, 504: 4}
+_UNAVAILABLE = 14
+_WAITS_S = (0.0, 1.0, 4.0, 15.0, 60.0)
+"""Before calls are made again, by how often in a row they stopped with no answer in between."""
 _CHUNK_BYTES = 1 << 18
 _PREFIX = "direct/"
+_KEY = re.compile(rb'\{"key":\s*"([^"\\]+)"')
+"""How a backend begins the line of an answer."""
 
 
 class DirectBackend:
     """The `Backend` contract over synchronous calls of `inner`.
 
     Jobs lie in `folder`: `<name>.jsonl` is what is asked, `<name>.job` what for, `<name>.answers` what came
-    back so far. A job runs while this process has it polled or waits for it; another process goes on with
-    what is not answered.
+    back so far, `<name>.broken` the keys of calls that broke off. A job runs while this process has it
+    polled or waits for it; another process goes on with what is not answered.
     """
 
     poll_interval_s = 0.2
@@ -42,6 +56,8 @@ class DirectBackend:
         self._inner = inner
         self._folder = folder
         self._running: dict[str, _Calls] = {}
+        self._stops = 0
+        self._goes_on_at = 0.0
         self.limits = inner.limits
         self.principal = f"direct-{inner.principal}"
         self.notice = inner.notice
@@ -86,7 +102,8 @@ class DirectBackend:
     def get(self, job_name: str) -> Job:
         """See `Backend.get`; begins or goes on with the calls where nobody does.
 
-        Raises what made the calls stop: a call that cannot be answered now, and no row is to blame.
+        Raises what made the calls stop, for which no row is to blame: mostly a call that cannot be
+        answered now.
         """
         name = job_name.removeprefix(_PREFIX)
         job = self._seen(name)
@@ -94,13 +111,20 @@ class DirectBackend:
             return job
         calls = self._running.get(name)
         if calls is None:
+            if time.monotonic() < self._goes_on_at:
+                return job
             about = self._about(name)
-            asked = self._path(about["upload"], "jsonl")
-            calls = self._running[name] = _Calls(self._inner, about, asked, self._path(name, "answers"))
+            files = (
+                self._path(about["upload"], "jsonl"),
+                *(self._path(name, k) for k in ("answers", "broken")),
+            )
+            calls = self._running[name] = _Calls(self._inner, about, *files)
         if calls.ended:
             del self._running[name]
             calls.close()
             if calls.error is not None:
+                self._stops = 1 if calls.answered_any else self._stops + 1
+                self._goes_on_at = time.monotonic() + _WAITS_S[min(self._stops, len(_WAITS_S)) - 1]
                 raise calls.error
         return self._seen(name)
 
@@ -116,7 +140,7 @@ class DirectBackend:
         name = job_name.removeprefix(_PREFIX)
         self._stop(name)
         with self._writing():
-            for kind in ("job", "jsonl", "answers", "cancelled"):
+            for kind in ("job", "jsonl", "answers", "broken", "cancelled"):
                 self._path(name, kind).unlink(missing_ok=True)
 
     def output(self, job: Job) -> Iterator[bytes]:
@@ -186,13 +210,18 @@ class DirectBackend:
 class _Calls:
     """The calls of one job that have no answer yet, a few at a time."""
 
-    def __init__(self, backend: Backend, about: dict[str, str], asked: Path, answers: Path) -> None:
-        self.error: BackendError | None = None
+    def __init__(
+        self, backend: Backend, about: dict[str, str], asked: Path, answers: Path, broken: Path
+    ) -> None:
+        self.error: Exception | None = None
         """What made the calls stop before their end."""
+        self.answered_any = False
         self._backend = backend
         self._about = about
         self._asked = asked
         self._answers = answers
+        self._broken = broken
+        self._breaks = Counter(broken.read_text().splitlines() if broken.exists() else ())
         self._halted = threading.Event()
         self._writes = threading.Lock()
         answered = _answered(answers)
@@ -218,15 +247,33 @@ class _Calls:
             if line is None:
                 return
             try:
-                answer = self._backend.answer(task=self._about["task"], model=self._about["model"], line=line)
+                answer = self._answer(line)
                 with self._writes:
                     _append(self._answers, answer)
-            except BackendError as error:
-                self._halt(error)
+                self.answered_any = True
             except OSError as error:
                 self._halt(BackendError(f"cannot write {self._answers}: {error.strerror}"))
+            except Exception as error:
+                # A bug too must be told: calls that merely end would be made, and paid, again for ever.
+                self._halt(error)
 
-    def _halt(self, error: BackendError) -> None:
+    def _answer(self, line: bytes) -> bytes:
+        """The line of an answer, or of a row's error where its calls broke off too often."""
+        try:
+            return self._backend.answer(task=self._about["task"], model=self._about["model"], line=line)
+        except BackendError as error:
+            if was_not_answered(error) or not error.transient:
+                raise
+            key = orjson.loads(line)["key"]
+            with self._writes:
+                _append(self._broken, key.encode())
+                self._breaks[key] += 1
+            if self._breaks[key] < CALLS_PER_ROW:
+                raise
+            code = _RPC_CODES.get(error.http_status, _UNAVAILABLE)
+            return orjson.dumps({"key": key, "error": {"code": code, "message": error.message}})
+
+    def _halt(self, error: Exception) -> None:
         self.error = self.error or error
         self._halted.set()
 
@@ -282,7 +329,6 @@ def _answered(path: Path) -> set[str]:
 
 
 def _key(line: bytes) -> str:
-    try:
-        return str(orjson.loads(line)["key"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+    """The key of an answer, whatever else the line holds: what is answered is not asked again."""
+    found = _KEY.match(line)
+    return found[1].decode() if found else ""

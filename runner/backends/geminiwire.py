@@ -73,10 +73,21 @@ def response_line(key: str, kind: str, text: str) -> bytes:
 
     Raises ValueError where it is none.
     """
-    if not isinstance(json.loads(text), dict):
+    if not _is_object(text):
         raise ValueError(f"the reply is not an object: {text[:200]}")
     # Replies come in several lines. A break inside a string is an escape, so none of these is.
     return f'{{"key":{json.dumps(key)},"{kind}":{_LINE_BREAK.sub("", text)}}}\n'.encode()
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False
+    except (ValueError, RecursionError):
+        # Whole as far as that can be told: numbers without end, nested without end. Whoever reads the line
+        # says what becomes of it.
+        return text.lstrip().startswith("{") and text.rstrip().endswith("}")
 
 
 # ---------------------------------------------------------------- refusals

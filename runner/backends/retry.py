@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from runner.backends import Backend
+from runner.backends import Backend, was_not_answered
 from runner.errors import BackendError
 from runner.model import Job, Upload
 
@@ -66,22 +67,36 @@ class RetryingBackend:
         self._repeated(lambda: self._inner.delete(job_name))
 
     def output(self, job: Job) -> Iterator[bytes]:
-        """See `Backend.output`; a broken download starts anew and goes on where it broke off."""
-        given = 0
+        """See `Backend.output`; a broken download starts anew and goes on where it broke off.
+
+        Where other bytes come by then, as when rows landed meanwhile, it is for the caller to begin again:
+        half of one output and half of another make a line that neither had.
+        """
+        given, digest = 0, hashlib.sha256()
         delays = iter(_DELAYS_S)
         while True:
+            position, again = 0, hashlib.sha256() if given else digest
             try:
-                position = 0
-                # An output never changes, so the bytes that were given already come again.
                 for chunk in self._inner.output(job):
                     fresh = chunk[max(0, given - position) :]
                     position += len(chunk)
+                    if again is not digest:
+                        again.update(chunk[: len(chunk) - len(fresh)])
                     if fresh:
+                        if again.digest() != digest.digest():
+                            break
+                        again = digest
+                        digest.update(fresh)
                         given += len(fresh)
                         yield fresh
-                return
             except BackendError as error:
                 self._wait(error, delays)
+                continue
+            if again.digest() != digest.digest():
+                raise BackendError(
+                    f"the output of {job.job_name} changed while it was being read", transient=True
+                )
+            return
 
     def answer(self, *, task: str, model: str, line: bytes) -> bytes:
         """See `Backend.answer`; repeated after 429, 503 and where there was no connection.
@@ -89,9 +104,7 @@ class RetryingBackend:
         Not after a timeout or a broken connection: the answer may be made, and paid, already. A 503
         may in principle cost twice too, but has been seen as a refusal only.
         """
-        return self._repeated(
-            lambda: self._inner.answer(task=task, model=model, line=line), _was_not_answered
-        )
+        return self._repeated(lambda: self._inner.answer(task=task, model=model, line=line), was_not_answered)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -115,7 +128,3 @@ class RetryingBackend:
         if delay is None or not error.transient:
             raise error
         self._sleep(delay)
-
-
-def _was_not_answered(error: BackendError) -> bool:
-    return error.http_status in (429, 503) or (error.http_status == 0 and error.status == "UNAVAILABLE")

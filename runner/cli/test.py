@@ -41,27 +41,40 @@ def command(count: int, key: str | None, **given: Any) -> int:
         renderer, secrets = Renderer(spec), secrets_of(spec)
         backend = job.backend()
         trials = []
-        for entry in _picked(job, count, key):
-            row = inputs.read(spec, entry)
-            requests = row if isinstance(row, BadRow) else renderer.requests(row)
-            if isinstance(requests, BadRow):
-                raise RowsUnreadable([requests], 1, [badrows.diagnose(spec, requests)])
-            for request in requests:
-                sent = reveal(request.line, secrets, spec.name)
-                former = _former_vector(job, request.request_id)
-                found = trial.ask(
-                    spec,
-                    request,
-                    sent,
-                    lambda line: backend.answer(task=spec.task, model=spec.model, line=line),
-                    former,
-                )
-                trials.append(found)
-                terminal.show_lines([*trial.shown(spec, entry.key, found), ""])
-        terminal.show_lines(trial.summary(spec, trials))
+        skipped = False
+        try:
+            for entry in _picked(job, count, key):
+                row = inputs.read(spec, entry)
+                requests = row if isinstance(row, BadRow) else renderer.requests(row)
+                if isinstance(requests, BadRow):
+                    problem = badrows.diagnose(spec, requests)
+                    if spec.inputs[entry.source].on_bad_row != "skip":
+                        raise RowsUnreadable([requests], 1, [problem])
+                    skipped = True
+                    terminal.show_lines(
+                        [f"{entry.key}  not asked", f"  {problem.message}  [{problem.code}]", ""]
+                    )
+                    continue
+                for request in requests:
+                    sent = reveal(request.line, secrets, spec.name)
+                    former = _former_vector(job, request.request_id)
+                    found = trial.ask(
+                        spec,
+                        request,
+                        sent,
+                        lambda line: backend.answer(task=spec.task, model=spec.model, line=line),
+                        former,
+                    )
+                    trials.append(found)
+                    terminal.show_lines([*trial.shown(spec, entry.key, found), ""])
+        finally:
+            # Whatever ended it: these were asked, and are paid for.
+            if trials:
+                terminal.show_lines(trial.summary(spec, trials))
         if backend.notice:
             click.echo(f"Note: {backend.notice}.", err=True)
-    return Exit.CONVERGED if all(found.good for found in trials) else Exit.FAILURES
+    good = not skipped and all(found.good for found in trials)
+    return Exit.CONVERGED if good else Exit.FAILURES
 
 
 def _picked(job: Job, count: int, key: str | None) -> Iterator[Entry]:

@@ -45,6 +45,7 @@ no output at all).
 | truncated | half of the text, MAX_TOKENS | |
 | max_tokens_no_parts | MAX_TOKENS without parts | |
 | fenced, prose | the text in a ```json fence, or with sentences around it | |
+| nearly_json | an object or array that no strict reader takes | flaw |
 | blocked_prompt | promptFeedback and no candidates | |
 | blocked_safety, recitation | SAFETY or RECITATION without content | |
 | empty_stop | STOP without parts | |
@@ -55,6 +56,9 @@ no output at all).
 | short_embedding | an embedding with half of its values | |
 | shuffled | all lines in another order | times, every, skip: of jobs |
 | half_line | the file ends in the middle of its last line | times, every, skip: of jobs |
+
+`flaw` is trailing_comma, single_quotes, comments, unquoted_keys or python (its literals and quotes);
+without it the answer's text decides. Text without a schema, and a single value, stay as they are.
 
 A row rule has at most one selector: `ratio` (by seed and request content alone), `every` (with
 `skip`; by place in the file), `keys` or `match` (text that the prompt contains); without one it hits
@@ -132,9 +136,9 @@ class RowRule(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     kind: Literal[
         "row_error", "missing", "duplicate", "null_line", "extra_line", "truncated", "max_tokens_no_parts",
-        "fenced", "prose", "blocked_prompt", "blocked_safety", "recitation", "empty_stop", "thought_parts",
-        "invalid_schema", "unknown_fields", "empty_embedding", "short_embedding", "shuffled",
-        "half_line",
+        "fenced", "prose", "nearly_json", "blocked_prompt", "blocked_safety", "recitation", "empty_stop",
+        "thought_parts", "invalid_schema", "unknown_fields", "empty_embedding", "short_embedding",
+        "shuffled", "half_line",
     ]  # fmt: skip
     ratio: Ratio | None = None
     every: Count | None = None
@@ -144,6 +148,7 @@ class RowRule(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     first_attempts: Count | None = None
     code: Code | None = None
     message: str | None = None
+    flaw: Literal["trailing_comma", "single_quotes", "comments", "unquoted_keys", "python"] | None = None
     times: Count | None = None
 
     def takes(self, seed: int, index: int, key: str | None, mark: bytes, text: str) -> bool:
@@ -278,6 +283,7 @@ def _problems(plan: FaultPlan) -> list[str]:
         place = f"rows[{index}]"
         found += _only(place, "code", row.code, row.kind, ("row_error",))
         found += _only(place, "message", row.message, row.kind, ("row_error",))
+        found += _only(place, "flaw", row.flaw, row.kind, ("nearly_json",))
         given = [name for name in _SELECTORS if getattr(row, name) is not None]
         if row.kind in FILE_KINDS:
             wrong = [name for name in given if name != "every"]

@@ -66,8 +66,8 @@ class Replies:
                 response = spoils.spoil_embedding(kind, embeddings.response(request, self.model))
             else:
                 response = answers.response(request, mark, prompt)
-                if kind:
-                    response = spoils.spoil(kind, response, request)
+                if rule:
+                    response = spoils.spoil(kind, response, request, rule.flaw)
         except answers.Unanswerable as error:
             return _refused(3, str(error))
         return Reply(response=response, kind=kind, mark=mark)

@@ -10,13 +10,18 @@ from typing import Any
 
 import orjson
 
-from runner.emulator import answers, values
+from runner.emulator import answers, nearlyjson, values
 
 _WRONG_TEXT = "not what the schema asks for"
 
 
-def spoil(kind: str, response: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """The response changed as the kind of a row rule says; kinds of other sorts change nothing."""
+def spoil(
+    kind: str, response: dict[str, Any], request: dict[str, Any], flaw: str | None = None
+) -> dict[str, Any]:
+    """The response changed as the kind of a row rule says; kinds of other sorts change nothing.
+
+    `flaw` is what `nearly_json` does to the text, None to leave it to the text.
+    """
     candidate = response["candidates"][0]
     usage = response["usageMetadata"]
     text = candidate["content"]["parts"][0]["text"]
@@ -31,6 +36,8 @@ def spoil(kind: str, response: dict[str, Any], request: dict[str, Any]) -> dict[
             _say(response, f"```json\n{text}\n```")
         case "prose":
             _say(response, f"Here is the answer you asked for:\n\n{text}\n\nI hope this helps.")
+        case "nearly_json":
+            _say(response, nearlyjson.flawed(text, flaw))
         case "blocked_prompt":
             del response["candidates"], usage["candidatesTokenCount"]
             usage["totalTokenCount"] = usage["promptTokenCount"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ROW_GROUP_ROWS = 5120
 """Rows per row group, so that the bytes depend on the records alone."""
+_MAX_FLOAT32 = float.fromhex("0x1.fffffep+127")
 _BATCH_ROWS = 256
 """Rows that are held as Python values at a time; Arrow's take a fraction of the memory."""
 
@@ -132,6 +133,10 @@ def _floats(value: Json, path: str, others: Others) -> list[float] | None:
         return None
     if not isinstance(value, list) or not all(type(item) in (float, int) for item in value):
         raise Misfit("holds a vector of numbers, and the value is none")
+    for item in value:
+        # Arrow would make it infinite.
+        if not -_MAX_FLOAT32 <= item <= _MAX_FLOAT32:
+            raise Misfit(f"holds single-precision numbers, and one is {json_text(item)[:40]}")
     return value
 
 

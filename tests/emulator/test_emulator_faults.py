@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import typing
 from collections import Counter
@@ -12,7 +13,8 @@ import jsonschema_rs
 import pytest
 from google.genai import errors, types
 
-from runner.emulator import faults
+from runner.answer_json import extract_json
+from runner.emulator import faults, nearlyjson
 from runner.errors import UsageInvalid
 
 SCHEMA = {
@@ -255,6 +257,33 @@ def test_fenced_and_prose(start, lines):
         assert '"team":"bug"' in text_of(row)
 
 
+def test_nearly_json(start, lines):
+    for row in spoiled(start, lines, "nearly_json")[2]:
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(text_of(row))
+        assert re.search(r"[\"']?team[\"']?: ?[\"']bug[\"']", text_of(row))
+
+
+@pytest.mark.parametrize("flaw", sorted(nearlyjson.FLAWS))
+@pytest.mark.parametrize("text", ['{"a":"it\'s \\"b\\" // c","d e":[true,null,1.5]}', "[1,2]", '{"f":{}}'])
+def test_every_flaw_of_any_answer_is_no_json_and_the_library_reads_it(flaw, text):
+    found = nearlyjson.flawed(text, flaw)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(found)
+    assert extract_json(found) is None
+    assert extract_json(found, repair=True) == (json.loads(text), "library")
+
+
+@pytest.mark.parametrize("text", ["some words", "12", '"a"', "{}", "[]"])
+def test_what_is_no_object_or_array_has_no_flaw(text):
+    assert nearlyjson.flawed(text, None) == text
+
+
+def test_the_flaws_of_the_table_are_those_there_are():
+    hints = typing.get_type_hints(faults.RowRule)["flaw"]
+    assert set(typing.get_args(typing.get_args(hints)[0])) == set(nearlyjson.FLAWS)
+
+
 def test_blocked_prompt(start, lines):
     for row in spoiled(start, lines, "blocked_prompt")[2]:
         assert "candidates" not in row["response"]
@@ -412,6 +441,8 @@ def test_a_yaml_file_with_the_word_on(tmp_path):
         ("rows: [{kind: missing, ratio: 0.5, every: 2}]", "one of ratio, every"),
         ("rows: [{kind: missing, code: 3}]", "rows[0].code"),
         ("rows: [{kind: missing, times: 3}]", "first_attempts"),
+        ("rows: [{kind: fenced, flaw: python}]", "rows[0].flaw"),
+        ("rows: [{kind: nearly_json, flaw: typo}]", "rows[0].flaw"),
         ("rows: [{kind: missing, skip: 3}]", "goes with every"),
         ("rows: [{kind: shuffled, ratio: 0.5}]", "whole files"),
         ("rows: [{kind: half_line, first_attempts: 1}]", "whole files"),
