@@ -217,6 +217,8 @@ def _from_environment(tree: Tree, environ: Mapping[str, str]) -> str | None:
             return "vertex"
     if environ.get("GOOGLE_API_KEY") or environ.get("GEMINI_API_KEY"):
         return "gemini"
+    if tree.partial:
+        return None
     message = "no backend is chosen: the spec has none, and the environment has no API key"
     hint = "write `backend: local` (free, on this machine), or set GEMINI_API_KEY for `backend: gemini`"
     tree.problem((), "GB501", message, f"{hint}, or write `backend: {{type: vertex, ...}}`")

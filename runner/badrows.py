@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from runner.errors import Diagnostic
 from runner.model import BadRow, BigQuerySource, Spec
 
@@ -42,5 +44,5 @@ def diagnose(spec: Spec, bad: BadRow) -> Diagnostic:
         length=max(1, len(snippet.strip())),
         where=f"input {bad.key}",
         snippet=indent + snippet,
-        hint=f"gbrun render {spec.path.name} --key {bad.key} shows it alone",
+        hint=f"gbrun render {spec.path.name} --key {shlex.quote(bad.key)} shows it alone",
     )

@@ -6,11 +6,13 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from runner.model import Action, Json, Plan, Spec
 
 _MAX_LINES = 24
 _CONTEXT_LINES = 1
+_NO_NEWLINE = "\\ no newline at the end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ def find(spec: Spec, made: Plan, before: Iterable[Json], now: Mapping[str, Json]
         if component not in named:
             continue
         for old in before:
-            lines = _diff(_lines(component, old), _lines(component, now))
+            lines = _diff(*_ended(_lines(component, old), _lines(component, now)))
             if lines:
                 causes.append(Cause(component, _place(spec, component), lines))
                 break
@@ -46,8 +48,14 @@ def _place(spec: Spec, component: str) -> str:
     template = {"prompt": spec.prompt, "system_instruction": spec.system_instruction}.get(component)
     if template is not None:
         return f"{template.path}:{template.line}"
-    line = spec.lines.get(component)
-    return f"{spec.path.name}:{line}" if line else spec.path.name
+    mark = spec.origin.marks.get((component,)) if spec.origin is not None else None
+    if spec.origin is None or mark is None:
+        return spec.path.name
+    # As the places of templates: relative to the spec's folder, also in a spec that this one extends.
+    folder = PurePath(spec.origin.marks[()].source.path).parent
+    path = PurePath(mark.source.path)
+    shown = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return f"{shown.as_posix()}:{mark.key_line or mark.line}"
 
 
 def _lines(component: str, resolved: Mapping[str, Json]) -> list[str]:
@@ -57,8 +65,19 @@ def _lines(component: str, resolved: Mapping[str, Json]) -> list[str]:
     if value is None or value == {} or value == []:
         return []
     if isinstance(value, str):
-        return value.splitlines()
+        # At `\n` alone, so that other ends of lines are a difference too.
+        return value.split("\n")
     return json.dumps(value, indent=2, ensure_ascii=False).splitlines()
+
+
+def _ended(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
+    """Both without the empty line behind a final newline; a text that lacks what the other has says so."""
+    ends = [lines[-1:] == [""] for lines in (old, new)]
+    told = [_NO_NEWLINE] if ends[0] != ends[1] and old and new else []
+    first, second = (
+        lines[:-1] if ended else lines + told for lines, ended in zip((old, new), ends, strict=True)
+    )
+    return first, second
 
 
 def _diff(old: list[str], new: list[str]) -> tuple[str, ...]:

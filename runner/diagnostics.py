@@ -110,6 +110,7 @@ CODES: Mapping[str, Code] = {
     "GB913": Code("reference in a template", "`${...}` is not replaced inside a template."),
     "GB914": Code("model will be gone", "The service has announced the model's end."),
     "GB915": Code("unknown format", "A `format` of the schema is not known, and so not checked."),
+    "GB916": Code("unknown schema keyword", "A keyword of the schema that JSON Schema does not have."),
     "GB917": Code("samples cannot differ", "Several answers are asked for, with nothing left to chance."),
     "GB919": Code("column without values", "A column names a field that no record has."),
 }

@@ -15,6 +15,11 @@ from runner.errors import UsageInvalid
 _MAGIC = re.compile(r"[*?\[]")
 
 
+def has_wildcard(glob: str) -> bool:
+    """Whether a glob has anything but literal text."""
+    return _MAGIC.search(glob) is not None
+
+
 def split(glob: str) -> tuple[str, str]:
     """The folder that needs no matching, and the rest of the pattern."""
     parts = glob.split("/")
@@ -67,11 +72,20 @@ class Selector:
     """Patterns that pick rows by key, and which of them picked any."""
 
     def __init__(self, option: str, patterns: Iterable[str]) -> None:
-        """`option` names where the patterns came from, for the error."""
+        """`option` names where the patterns came from, for the error. Raises UsageInvalid for no glob."""
         self._option = option
-        self._patterns = [(pattern, compile_glob(pattern)) for pattern in patterns]
+        self._patterns = [(pattern, self._compiled(pattern)) for pattern in patterns]
         self._used: set[str] = set()
         self._near: list[str] = []
+
+    def _compiled(self, pattern: str) -> re.Pattern[str]:
+        try:
+            return compile_glob(pattern)
+        except re.error:
+            raise UsageInvalid(
+                f"{self._option} {pattern!r} is not a glob: a range in [...] cannot be read",
+                hint="write a literal [ as [[]",
+            ) from None
 
     def matches(self, key: str) -> bool:
         """Whether any pattern picks this key."""
@@ -88,8 +102,10 @@ class Selector:
         """Raises UsageInvalid for a pattern that picked nothing."""
         for text, _ in self._patterns:
             if text not in self._used:
+                hint = "gbrun plan SPEC -v prints the keys"
                 near = difflib.get_close_matches(text, self._near, n=1, cutoff=0.5)
-                raise UsageInvalid(
-                    f"{self._option} {text!r} matches no key",
-                    hint=f"did you mean {near[0]!r}?" if near else "gbrun state list SPEC prints the keys",
-                )
+                if near:
+                    hint = f"did you mean {near[0]!r}?"
+                elif "/" not in text and _MAGIC.search(text) and any("/" in key for key in self._near):
+                    hint = f"a wildcard stays within one folder; '**/{text}' looks in all of them"
+                raise UsageInvalid(f"{self._option} {text!r} matches no key", hint=hint)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runner import bqtable
+from runner import bqtable, gcsuri
 from runner.gcsuri import GcsUri
 
 if TYPE_CHECKING:
@@ -163,10 +163,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """One file or table that the records go to."""
+    """One file, object or table that the records go to."""
 
     path: str
-    """As written: relative to the spec's folder, or absolute; or `bq://project.dataset.table`."""
+    """As written: relative to the spec's folder, or absolute; or `gs://bucket/name`, or
+    `bq://project.dataset.table`."""
     include: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     """Empty where the record or its schema says what is written."""
@@ -175,6 +176,16 @@ class Destination:
     def is_table(self) -> bool:
         """Whether it is a table in BigQuery."""
         return self.path.startswith(bqtable.SCHEME)
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it is an object in Cloud Storage."""
+        return self.path.startswith(gcsuri.SCHEME)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of this machine."""
+        return not (self.is_table or self.is_object)
 
     @property
     def suffix(self) -> str:
@@ -187,8 +198,14 @@ class Destination:
         table `<table>_errors`."""
         if self.is_table:
             return f"{self.path}_errors"
+        if self.is_object:
+            return f"{self.path.removesuffix(self.suffix)}.errors.jsonl"
         path = Path(self.path)
         return (path.parent / f"{path.stem}.errors.jsonl").as_posix()
+
+
+DEFAULT_ENV = "default"
+"""What `${env}` and `env` in templates are where no environment is chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,8 +360,8 @@ class Outcome(enum.StrEnum):
     BAD_INPUT = "bad_input"
 
 
-class ResponseRef(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a response line lies: `responses/<token>.<part>.jsonl.gz`."""
+class ResponseRef(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """Where a response line lies: `responses/<token>.<part>.jsonl.gz`. As JSON an array, in this order."""
 
     part: int
     member: int
@@ -355,19 +372,27 @@ class ResponseRef(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of the line without its newline."""
 
 
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """The latest outcome of a request, as the state keeps it."""
+class Stored(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    rename={"request_id": "id", "token": "attempt"},
+):
+    """The latest outcome of a request, as the state keeps it: these fields are a line of an outcomes part,
+    where names and order count, and what is empty is left out.
+    """
 
     request_id: str
     outcome: Outcome
     token: str
     """The attempt it came from."""
-    code: str = ""
-    message: str = ""
-    jobs: int = 1
+    jobs: int
     """Finished jobs that contained the request."""
     ref: ResponseRef | None = None
     """None where no line came back."""
+    code: str = ""
+    message: str = ""
     usage: Mapping[str, int] = {}
     model_version: str = ""
     finish_reason: str = ""
@@ -439,7 +464,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Whose destinations are written, so that tables of others stay as they are."""
+    """Whose destinations are written, so that objects and tables of others stay as they are."""
 
     lineage: str = ""
     written: frozenset[str] = frozenset()
@@ -447,9 +472,16 @@ class Owner:
     takes_over: bool = False
     """Whether those of others may be replaced."""
 
+    def may_replace(self, path: str, lineage: str) -> bool:
+        """Whether what lies at a destination and says that it is of this lineage (empty: nobody's) may go."""
+        ours = lineage == self.lineage or (not lineage and path in self.written)
+        return ours or self.takes_over
+
 
 NOBODY = Owner()
 """For files, which carry no owner."""
+ALTERED = ("", 0)
+"""What is seen of a destination that does not hold what it says of itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,6 +213,8 @@ class _Planner:
         self._tokens: set[str] = set()
         self._bad: list[BadRow] = []
         self._bad_count = 0
+        self._lost = 0
+        """Rows with a record that cannot be used any more: their record leaves the destination too."""
         self._hash = hashlib.sha256()
         self.signatures: list[tuple[str, Signature]] = []
 
@@ -395,6 +397,7 @@ class _Planner:
                 # A template that fails on every row would be tried, up to its limits, on each of them.
                 self._raise_bad_rows()
             return
+        self._lost += prior is not None and prior.outcome == Outcome.OK
         now = KnownRow(
             self._ordinal,
             entry.key,
@@ -552,14 +555,16 @@ class _Planner:
     def _refusals(self) -> tuple[str, ...]:
         guards = self._spec.guards
         out = []
-        if self._ordinal < guards.min_rows and self._selection.target is None:
+        bad = f", {self._bad_count:,} of them unusable" if self._bad_count else ""
+        if self._ordinal - self._bad_count < guards.min_rows and self._selection.target is None:
             out.append(
-                f"guards.min_rows is {guards.min_rows:,}, and the inputs give {self._ordinal:,} row(s)"
+                f"guards.min_rows is {guards.min_rows:,}, and the inputs give {self._ordinal:,} row(s){bad}"
             )
-        removed, before = self._counts[Action.REMOVED], self._history.row_count
+        removed, before = self._counts[Action.REMOVED] + self._lost, self._history.row_count
         if before and removed / before > guards.max_removed_ratio:
+            lost = f", {self._lost:,} of them because they cannot be used any more" if self._lost else ""
             out.append(
-                f"{removed:,} of {before:,} rows would be removed, {removed / before:.0%};"
+                f"{removed:,} of {before:,} rows would be removed, {removed / before:.0%}{lost};"
                 f" guards.max_removed_ratio is {guards.max_removed_ratio:g}"
             )
         return tuple(out)

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from runner import importer, response_schema
-from runner.model import BadRow, Json, Request, Row, Spec
+from runner.model import DEFAULT_ENV, BadRow, Json, Request, Row, Spec
 from runner.sandbox import CompiledTemplate, Fields, TemplateFailed
 from runner.sealing import sealed
 
@@ -79,7 +79,8 @@ class Renderer:
 
     def requests(self, row: Row) -> tuple[Request, ...] | BadRow:
         """The requests of a row, one per sample, or why it cannot have any (its data breaks a template)."""
-        values = {"input": Fields("input", row.fields), "var": self._variables, "env": self._spec.env}
+        env = self._spec.env or DEFAULT_ENV
+        values = {"input": Fields("input", row.fields), "var": self._variables, "env": env}
         texts = []
         for template, compiled in self._templates:
             try:
@@ -174,8 +175,10 @@ class Renderer:
             "safety_settings": list(spec.safety_settings),
             "cached_content": spec.cached_content,
             "extra_body": spec.extra_body,
-            "variables": {n: v for n, v in spec.variables.items() if ("var", n) in used},
-            "env": spec.env,
+            "variables": {
+                n: v for n, v in spec.variables.items() if ("var", n) in used or ("var", "") in used
+            },
+            "env": spec.env or (DEFAULT_ENV if ("env", "") in used else None),
             "task": spec.task,
         }
         # Parts that specs of earlier versions did not have are told only where they are used.

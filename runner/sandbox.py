@@ -31,7 +31,9 @@ MAX_ITEMS = 1_000_000
 MAX_INSIDE = 200_000
 """Most values inside a value that is printed or put into another, counted as often as they stand there."""
 MAX_WIDTH = 10_000
-"""Widest padding, indentation or number format."""
+"""Widest padding, indentation or number format, and the most digits that a number is rounded to."""
+MAX_BITS = 4096
+"""Largest whole number."""
 _CALL_WORK = 1000
 """What a call is charged besides what it touches: macros can call themselves twice."""
 _ITEM_WORK = 8
@@ -41,7 +43,10 @@ _DIGITS = re.compile(r"\d+")
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[^%a-zA-Z(]*[a-zA-Z%]")
 _REMOVED_FILTERS = ("pprint", "random", "urlize", "wordwrap", "xmlattr")
 _REMOVED_GLOBALS = ("lipsum",)
-_REMOVED_METHODS = frozenset({"expandtabs", "format_map", "translate", "maketrans"})
+_REMOVED_METHODS = frozenset(
+    {"encode", "expandtabs", "format_map", "translate", "maketrans", "to_bytes", "from_bytes"}
+)
+"""Of texts and numbers. Bytes have no text anyway, and nothing would bound what is made of them."""
 
 
 class TemplateFailed(Exception):
@@ -80,10 +85,6 @@ class Fields:
 
     __repr__ = __str__
 
-    def describe(self) -> tuple[str, list[str]]:
-        """The label and the names there are."""
-        return self._label, sorted(self._values)
-
 
 class _Undefined(jinja2.StrictUndefined):
     def __repr__(self) -> str:
@@ -94,7 +95,7 @@ class _Undefined(jinja2.StrictUndefined):
     def _undefined_message(self) -> str:
         owner = self._undefined_obj
         if isinstance(owner, Fields):
-            label, names = owner.describe()
+            label, names = owner._label, sorted(owner._values)
             return f"{label} has no field {self._undefined_name!r}; it has {', '.join(names) or 'none'}"
         if self._undefined_name is not None and self._undefined_hint is None and not _has_owner(self):
             return f"{self._undefined_name!r} is not defined; templates see input, var and env"
@@ -138,8 +139,8 @@ class _Environment(ImmutableSandboxedEnvironment):
                     self.spend(len(value) * count)
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() + right.bit_length() if operator == "*" else left.bit_length() * right
-            if bits > 4096:
-                raise _LimitReached("a number of more than 4,096 bits")
+            if bits > MAX_BITS:
+                raise _LimitReached(f"a number of more than {MAX_BITS:,} bits")
         if operator == "%" and isinstance(left, str):
             raise _LimitReached("the % operator on text; use ~ to join text")
         self.spend(_size(left) + _size(right))
@@ -156,7 +157,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return __self._spent(made)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        removed = isinstance(obj, str) and attr in _REMOVED_METHODS
+        removed = isinstance(obj, (str, int)) and attr in _REMOVED_METHODS
         return not removed and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -270,6 +271,10 @@ class _Environment(ImmutableSandboxedEnvironment):
             length = self._joined_length(items, glue)
         elif name == "sum" and any(isinstance(a, (list, tuple)) for a in args):
             raise _LimitReached("sum of lists; use + or a loop")
+        elif name == "round":
+            if any(isinstance(a, int) and abs(a) > MAX_WIDTH for a in args):
+                raise _LimitReached(f"round to more than {MAX_WIDTH:,} digits")
+            return
         elif name == "format":
             length = self._format_length(text, args, braces=method)
         else:
@@ -336,6 +341,8 @@ def _size(value: Any) -> int:
 def _bounded(value: Any) -> Any:
     if isinstance(value, (str, list, tuple)) and len(value) > MAX_OUTPUT_CHARS:
         raise _LimitReached(f"a value longer than {MAX_OUTPUT_CHARS:,}")
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise _LimitReached(f"a number of more than {MAX_BITS:,} bits")
     return value
 
 
@@ -355,8 +362,10 @@ class CompiledTemplate:
             )
         except jinja2.TemplateSyntaxError as error:
             raise TemplateFailed(error.message or "syntax error", error.lineno) from error
-        except (_LimitReached, RecursionError) as error:
-            raise TemplateFailed(str(error) or "nested too deeply", 0) from error
+        except _LimitReached as error:
+            raise TemplateFailed(str(error), 0) from error
+        except RecursionError as error:
+            raise TemplateFailed("nested too deeply", 0) from error
         self.names = used
 
     def render(self, values: Mapping[str, Any]) -> str:
@@ -454,8 +463,12 @@ def _filtered(node: Any, name: str) -> nodes.Filter:
 
 
 def _used_names(tree: nodes.Template) -> frozenset[tuple[str, str]]:
-    """(`input`, `text`) pairs that the template reads by attribute or constant subscript."""
+    """(`input`, `text`) pairs that the template reads by attribute or constant subscript.
+
+    The second is empty for a name that is used as a whole, or asked for what is only known later.
+    """
     used = set()
+    owners = set()
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
         assert isinstance(node, (nodes.Getattr, nodes.Getitem))
         if isinstance(node.node, nodes.Name):
@@ -464,4 +477,6 @@ def _used_names(tree: nodes.Template) -> frozenset[tuple[str, str]]:
                 name = str(node.arg.value)
             if name is not None:
                 used.add((node.node.name, name))
+                owners.add(id(node.node))
+    used |= {(node.name, "") for node in tree.find_all(nodes.Name) if id(node) not in owners}
     return frozenset(used)

@@ -22,6 +22,7 @@ from runner import (
     bigqueryspec,
     bqtable,
     destinationspec,
+    gcsuri,
     globs,
     layers,
     outputschema,
@@ -51,6 +52,7 @@ from runner.tree import Origin, Tree
 from runner.units import byte_count
 from runner.variables import Values, fill, redact, resolve
 
+_SHELL = re.compile(r"^~/|(?<!\[)\{[^/{}]*,[^/{}]*\}")
 MAX_REQUESTS = 50_000
 """Default for `shards.max_requests`."""
 MAX_SHARD_BYTES = 1_500_000_000
@@ -152,6 +154,12 @@ class _Builder:
         prompt = templates.read(self.tree, self.paths, "prompt")
         system_instruction = templates.read(self.tree, self.paths, "system_instruction")
         title = taskspec.title(self.tree, self.paths)
+        for place, template in (
+            (("prompt",), prompt),
+            (("system_instruction",), system_instruction),
+            (("embed_content_config", "title"), title),
+        ):
+            templates.check_sensitive(self.tree, place, template, self.variables.sensitive)
         embedding, normalize = taskspec.embedding(self.tree)
         samples, failures = taskspec.samples(self.tree), taskspec.failures(self.tree)
         taskspec.check_task(self.tree)
@@ -239,9 +247,14 @@ class _Builder:
     def _glob(self, place: Place, glob: str) -> None:
         if "://" in glob:
             self.tree.problem(place, "GB107", *shape.not_built(f'an input at "{glob}"'))
-        elif glob.endswith("/"):
+        elif glob.endswith("/") or (not globs.has_wildcard(glob) and self.paths.is_folder(glob)):
             message = f'"{glob}" names a folder, not files'
-            self.tree.problem(place, "GB205", message, f'write "{glob}**/*" for all files below it')
+            hint = f'write "{glob.rstrip("/")}/**/*" for all files below it'
+            self.tree.problem(place, "GB205", message, hint)
+        elif _SHELL.search(glob):
+            message = f'"{glob}" is written for a shell: neither {{a,b}} nor ~ stands for anything here'
+            hint = "list several globs, or write the folder out; [{] is a literal {"
+            self.tree.problem(place, "GB205", message, hint)
         else:
             parts = glob.split("/")
             wild = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
@@ -355,7 +368,7 @@ def resolved(spec: Spec) -> dict[str, Json]:
         if "id" in source:
             source["id"] = source["id"]["text"]
     for destination in values["destinations"]:
-        if not destination["path"].startswith(bqtable.SCHEME):
+        if not destination["path"].startswith((bqtable.SCHEME, gcsuri.SCHEME)):
             destination["path"] = _portable(os.path.join(folder, destination["path"]), folder)
         if not destination["columns"]:
             del destination["columns"]

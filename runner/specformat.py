@@ -24,14 +24,16 @@ _ODD_BREAK = re.compile("[\x85\u2028\u2029]")
 _DASHES = re.compile(r"(?:-[ \t]+)*-?")
 
 
-def format_text(text: str) -> str:
+def format_text(text: str, path: str = "the spec") -> str:
     """The spec's text in canonical layout, ending in one newline. Formatting twice changes nothing.
+
+    `path` stands in messages.
 
     Raises:
         SpecInvalid: the text cannot be read.
         UsageInvalid: the text cannot be laid out without changing what it says.
     """
-    before = parse(text.encode(), "the spec")
+    before = parse(text.encode(), path)
     if before.problems:
         raise SpecInvalid(before.problems)
     if _ODD_BREAK.search(text):
@@ -42,11 +44,11 @@ def format_text(text: str) -> str:
     body = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     lines = _sorted(_indented(body.split("\n"), body))
     after = "\n".join(lines).strip("\n") + "\n"
-    again = parse(after.encode(), "the spec")
+    again = parse(after.encode(), path)
     if again.problems or _content(again.value) != _content(before.value):
         raise UsageInvalid(
             "this spec cannot be laid out without changing what it says",
-            hint="the likely cause is an alias above its anchor, a `?` key or blank lines kept by `|+`",
+            hint="likely causes: an alias above its anchor, a `?` key, `...`, blank lines kept by `|+`",
         )
     return after
 
@@ -80,7 +82,8 @@ def _indented(lines: Sequence[str], text: str) -> list[str]:
         elif number in layout.inside:
             out.append(_shifted(line.rstrip() if not layout.inside[number] else line, delta, base + 1))
         elif stripped.startswith("#"):
-            out.append(" " * target_below[number] + stripped)
+            at = layout.target_above(number)
+            out.append(" " * (target_below[number] if at is None else at) + stripped)
         else:
             out.append(stripped)
     return out
@@ -122,6 +125,25 @@ class _Layout:
             found = self.targets.get(number, found)
             out.append(found)
         return out[::-1]
+
+    def target_above(self, number: int) -> int | None:
+        """The column of a comment that ends a block, deeper than what follows; None for any other."""
+
+        def width(at: int) -> int:
+            return len(self.lines[at]) - len(self.lines[at].lstrip(" "))
+
+        below = next((at for at in range(number, len(self.lines)) if at in self.targets), None)
+        outer = 0 if below is None else width(below)
+        inside: list[int] = []
+        for at in range(number, -1, -1):
+            if at in self.targets:
+                if width(at) <= outer:
+                    break
+                inside.append(at)
+        if width(number) <= outer or not inside:
+            return None
+        beside = (self.targets[at] for at in inside if width(at) <= width(number))
+        return next(beside, min(self.targets[at] for at in inside))
 
     def read(self, text: str) -> None:
         """Take in the structure of a text that is known to be sound YAML."""

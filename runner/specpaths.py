@@ -38,6 +38,10 @@ class SpecPaths:
             return None
         return Path(os.path.normpath(joined))
 
+    def is_folder(self, written: str) -> bool:
+        """Whether the path is that of a folder."""
+        return "\0" not in written and os.path.isdir(os.path.join(self.folder, written))
+
     def existing_file(self, place: Place) -> Path | None:
         """The file whose path is the value at `place`; None after reporting that there is none."""
         written = self._tree.get(*place)

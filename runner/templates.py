@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from runner.errors import Diagnostic
 from runner.marks import Mark, Place, Source, where
 from runner.model import Template
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
+
+if TYPE_CHECKING:
+    from jinja2 import nodes
 
 
 def read(tree: Tree, paths: SpecPaths, *place: str | int) -> Template | None:
@@ -36,6 +40,66 @@ def read(tree: Tree, paths: SpecPaths, *place: str | int) -> Template | None:
     template = Template(text=text, path=paths.relative(os.path.join(paths.folder, value["file"])), line=1)
     _parse(tree, (*place, "file"), template, source)
     return template
+
+
+def check_sensitive(tree: Tree, place: Place, template: Template | None, sensitive: frozenset[str]) -> None:
+    """Report where a template does more with a sensitive variable than print it.
+
+    A row is rendered with a mark in the place of each, so that a filter would change the mark and a
+    comparison would ask about it.
+    """
+    if template is None or not sensitive:
+        return
+    import jinja2
+
+    source = tree.marks[(*place, "text") if (*place, "text") in tree.marks else place].source
+    for line, name in _bent(jinja2.Environment().parse(template.text), sensitive, outputs=True):
+        if name:
+            message = f'the sensitive variable "{name}" can only be printed as it is'
+            hint = f"write {{{{ var.{name} }}}}, without filters, tests or calls"
+        else:
+            message = "`var` is used as a whole, and the spec has sensitive variables"
+            hint = "write each variable as var.NAME"
+        found = locate(template, source, line, code="GB406", message=message, where=where(place), hint=hint)
+        tree.add(place, found)
+
+
+def _bent(
+    node: nodes.Node, sensitive: frozenset[str], *, outputs: bool, printed: bool = False
+) -> Iterator[tuple[int, str]]:
+    """(line, name) of each use that is not a plain `{{ var.NAME }}`; the name is empty for `var` alone.
+
+    `outputs` says whether what is printed here goes out as it is, `printed` whether the node does.
+    """
+    from jinja2 import nodes
+
+    name = field(node, "var")
+    if name is not None:
+        if name in sensitive and not printed:
+            yield node.lineno, name
+        return
+    if isinstance(node, nodes.Name) and node.name == "var" and node.ctx == "load":
+        yield node.lineno, ""
+    # The output of these is kept, and may be filtered before it goes out.
+    kept = (nodes.FilterBlock, nodes.AssignBlock, nodes.Macro, nodes.CallBlock, nodes.Block)
+    if isinstance(node, kept) or (isinstance(node, nodes.For) and node.recursive):
+        outputs = False
+    printed = (isinstance(node, nodes.Output) and outputs) or (isinstance(node, nodes.Concat) and printed)
+    for child in node.iter_child_nodes():
+        yield from _bent(child, sensitive, outputs=outputs, printed=printed)
+
+
+def field(node: nodes.Node, owner: str) -> str | None:
+    """`x` for `owner.x` and `owner["x"]` in a template, None for anything else."""
+    from jinja2 import nodes
+
+    if not isinstance(node, (nodes.Getattr, nodes.Getitem)):
+        return None
+    if not isinstance(node.node, nodes.Name) or node.node.name != owner:
+        return None
+    if isinstance(node, nodes.Getattr):
+        return node.attr
+    return str(node.arg.value) if isinstance(node.arg, nodes.Const) else None
 
 
 def locate(template: Template, source: Source, line: int, **rest: Any) -> Diagnostic:

@@ -15,14 +15,12 @@ import orjson
 
 from runner.errors import Diagnostic
 from runner.marks import Mark, Place, locate, nearest
-from runner.model import Json
+from runner.model import DEFAULT_ENV, Json
 from runner.shape import shown, suggest
 from runner.tree import Tree
 from runner.yamlfile import Document
 
 PREFIX = "GBRUN_VAR_"
-DEFAULT_ENV = "default"
-"""What `${env}` is where no environment is chosen."""
 
 _UNSET = object()
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?\Z")
@@ -187,6 +185,10 @@ class _Reader:
         self.keep_secret(name, value, None if shown_as else nearest(marks, place))
         if variable is None:
             if name not in self.names:
+                mark = nearest(marks, place)
+                if mark is not None and not shown_as and self.has_secrets():
+                    # It may be a sensitive variable's name with a slip in it.
+                    self.secret_lines.add((mark.source.path, mark.line))
                 refuse("GB401", *_unknown(name, self.declared))
         elif not _fits(variable.type, value):
             self.failed.add(name)

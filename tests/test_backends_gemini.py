@@ -32,7 +32,8 @@ from runner.errors import (
     SubmissionRefused,
     SubmissionUnknown,
 )
-from runner.model import BackendSpec, Job, JobState
+from runner.model import Answer, BackendSpec, Job, JobState, Outcome
+from runner.results import Judge
 
 DATA = b'{"key":"r1","request":{}}\n'
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -779,6 +780,24 @@ def test_a_broken_download_goes_on_where_it_broke_off(service: Service, backend:
     assert waited == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("later", [b"new\n" + b"line\n" * 200_000, b"line\n", b""])
+def test_an_output_that_changed_meanwhile_is_not_pieced_together(
+    service: Service, backend: GeminiBackend, later: bytes
+) -> None:
+    first = b"line\n" * 100_000
+
+    def script(_: Call) -> Reply:
+        return Reply(body=first, claimed_length=1_000_000) if len(service.calls) < 2 else Reply(body=later)
+
+    service.script = script
+    got: list[bytes] = []
+    with pytest.raises(BackendError, match="changed while it was being read") as error:
+        got.extend(RetryingBackend(backend, sleep=lambda _: None).output(DONE))
+    assert error.value.transient
+    assert got
+    assert first.startswith(b"".join(got))
+
+
 def test_an_output_that_is_gone_says_so(service: Service, backend: GeminiBackend) -> None:
     service.script = lambda _: refusal(404, "NOT_FOUND", "Requested entity was not found.")
     with pytest.raises(BackendError, match="Requested entity was not found") as error:
@@ -822,6 +841,27 @@ def test_an_answer_is_the_services_own_json_on_one_line(service: Service, backen
     assert (call.method, call.path) == ("POST", "/v1beta/models/gemini-3.5-flash-lite:generateContent")
     assert call.json == REQUEST
     assert call.headers["x-goog-api-key"] == "key"
+
+
+HOSTILE = [
+    (b"[" * 20_000 + b"]" * 20_000, "20,000 levels"),
+    (b"9" * 5_000, "5,000 digits"),
+    (b"NaN", "NaN"),
+]
+
+
+@pytest.mark.parametrize("value", [value for value, _ in HOSTILE], ids=[name for _, name in HOSTILE])
+def test_a_hostile_answer_is_a_line_like_others(
+    value: bytes, service: Service, backend: GeminiBackend
+) -> None:
+    """It is paid for: to fail here would be to ask, and to pay, again."""
+    service.script = lambda _: Reply(body=b'{\n  "candidates": [{"odd": ' + value + b"}]\n}\n")
+    line = ask(backend)
+    assert line == b'{"key":"r1","response":{"candidates": [{"odd": ' + value + b"}]}}\n"
+    name = f"r{'0' * 32}"
+    found = Judge(None).line(line.replace(b'"r1"', b'"%s"' % name.encode()))
+    assert isinstance(found, Answer)
+    assert (found.request_id, found.outcome) == (name, Outcome.UNPARSEABLE)
 
 
 def test_an_embedding_call_names_its_model(service: Service, backend: GeminiBackend) -> None:

@@ -21,14 +21,14 @@ import pytest
         ("GB602", "nul.txt", b"a\0b", {}, ["NUL character at offset 1"]),
         (
             "GB603",
-            "empty.txt",
+            "an empty one.txt",
             b"",
             {"prompt": "Hello.\n{{ input.text }}\n  {{ 100 / (input.text|length) }}\n"},
             [
                 "ZeroDivisionError: division by zero",
-                "on job.yaml:5:5, in input inputs/empty.txt",
+                "on job.yaml:5:5, in input inputs/an empty one.txt",
                 "5 |     {{ 100 / (input.text|length) }}",
-                "gbrun render job.yaml --key inputs/empty.txt",
+                "gbrun render job.yaml --key 'inputs/an empty one.txt'",
             ],
         ),
         ("GB604", "long.txt", b"x" * 5000, {"shards": {"max_bytes": 1000}}, ["over shards.max_bytes"]),
@@ -62,8 +62,11 @@ def test_a_file_that_cannot_be_read(project: Any) -> None:
     project.inputs(1)
     (project.folder / "inputs" / "gone.txt").symlink_to("nowhere.txt")
     project.spec()
-    # A link to nothing is no file, so no input.
-    assert "1 new" in project.plan()
+    got = project.run("plan", "job.yaml", code=1)
+    assert got.stderr.startswith(
+        "Error: the input is a link to 'nowhere.txt' that cannot be read: No such file or directory"
+        "  [GB601]\n  on inputs/gone.txt\n"
+    )
 
 
 def test_what_the_system_says_about_a_file_is_told() -> None:

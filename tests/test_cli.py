@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -278,6 +279,187 @@ def test_state_list_show_and_story(project: Any, cli: Callable[..., Any]) -> Non
     story = project.run("show", "job.yaml", "--key", "inputs/001.txt").stdout
     assert "Note 1: the shelf has 1 boards." in story
     assert "outcome: ok" in story
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_what_a_terminal_would_obey_is_shown_instead(project: Any, cli: Callable[..., Any]) -> None:
+    project.gbrun = cli
+    project.write("inputs/a\x1b[31m\u202e\n.txt", "clean\x1b]0;title\x07\tand\r\nmore")
+    project.spec()
+    name = r"inputs/a\x1b[31m\u202e\n.txt"
+    assert f"    + {name}\n" in project.plan()
+    assert f"  + {name}\n" in project.plan("-v")
+    project.apply()
+    assert project.run("state", "list", "job.yaml").stdout.startswith(f"{name}\tok\t")
+    story = project.run("show", "job.yaml", "--key", "inputs/a\x1b[31m\u202e\n.txt").stdout
+    assert story.startswith(f"{name}  ok\n")
+    assert "clean\\x1b]0;title\\x07\tand\\r\n" in story
+    assert "matches no key" in project.run("plan", "job.yaml", "--target", "\x1b[5m", code=64).stderr
+
+
+def test_problems_are_events_too(project: Any, cli: Callable[..., Any]) -> None:
+    project.inputs(1)
+    project.spec(prompt="{{ input.txt }}")
+    got = cli("plan", "job.yaml", "--json", cwd=project.folder, code=1)
+    assert [json.loads(line)["type"] for line in got.stdout.splitlines()] == ["version", "diagnostic"]
+    assert json.loads(got.stdout.splitlines()[1])["where"] == "input inputs/000.txt"
+    project.spec(modle="x")
+    for command in (("plan",), ("apply", "--auto-approve")):
+        got = cli(*command, "job.yaml", "--json", cwd=project.folder, code=64)
+        version, problem = map(json.loads, got.stdout.splitlines())
+        assert version["type"] == "version"
+        assert (problem["type"], problem["code"], problem["where"]) == ("diagnostic", "GB103", "")
+        assert "[GB103]" in got.stderr
+
+
+def test_a_path_that_is_not_utf8(cli: Callable[..., Any], tmp_path: Path) -> None:
+    name = os.fsdecode(b"job\xff.yaml")
+    got = cli("validate", name, "--format", "json", cwd=tmp_path, code=64)
+    assert json.loads(got.stdout.splitlines()[1])["path"] == r"job\udcff.yaml"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "job.yaml", "--key", "\udcff"),
+        ("render", "job.yaml", "--key", "\udcff"),
+        ("state", "rm", "job.yaml", "\udcff"),
+        ("plan", "job.yaml", "--target", "\udcff"),
+        ("plan", "job.yaml", "--target", "[z-a]"),
+        ("plan", "job.yaml", "--replace", "["),
+    ],
+)
+def test_no_row_can_have_such_a_key(
+    arguments: tuple[str, ...], project: Any, cli: Callable[..., Any]
+) -> None:
+    project.inputs(1)
+    project.spec()
+    got = cli(*arguments, cwd=project.folder, code=64)
+    assert "Error: " in got.stderr
+
+
+def test_a_selector_says_how_far_a_wildcard_reaches(project: Any, cli: Callable[..., Any]) -> None:
+    project.inputs(1)
+    project.spec()
+    got = cli("plan", "job.yaml", "--replace", "*", cwd=project.folder, code=64)
+    assert "a wildcard stays within one folder; '**/*' looks in all of them" in got.stderr
+
+
+def test_secrets_are_not_in_what_is_said_of_mistakes(
+    project: Any, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    project.spec()
+    assert (
+        "hunter2" not in cli("plan", "job.yaml", "--var", "token:hunter2", cwd=project.folder, code=64).said
+    )
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("runner.spec.load", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    got = cli("plan", "job.yaml", "--var", "a=hunter2", "--var=b=hunter2", cwd=project.folder, code=70)
+    found = re.search(r"hint: report it with the log (\S+)", got.stderr)
+    assert found
+    log = Path(found[1]).read_text()
+    assert '["plan", "job.yaml", "--var", "a=...", "--var=b=..."]' in log
+    assert "hunter2" not in log
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_full_disk_is_no_bug(project: Any, gbrun: Any, options: tuple[str, ...]) -> None:
+    project.inputs(1)
+    project.spec()
+    with open("/dev/full", "wb") as full:
+        child = subprocess.run(
+            [sys.executable, "-m", "runner.cli", "plan", "job.yaml", *options],
+            cwd=project.folder,
+            env=gbrun.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert child.stderr == "Error: No space left on device\n\nhint: make room and run it again\n"
+    assert child.returncode == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_nobody_wants_to_read(project: Any, gbrun: Any, options: tuple[str, ...]) -> None:
+    project.inputs(1)
+    project.spec()
+    child = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "runner.cli", "plan", "job.yaml", *options],
+        cwd=project.folder,
+        env=gbrun.environment(),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "nope.yaml does not exist"),
+        (b"name: \xff", "nope.yaml is not UTF-8: byte 0xff at offset 6"),
+        (b"a: [", "on nope.yaml:1:5"),
+    ],
+)
+def test_what_cannot_be_formatted(
+    content: bytes | None, words: str, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "nope.yaml").write_bytes(content)
+    got = cli("fmt", "nope.yaml", cwd=tmp_path, code=64)
+    assert words in got.stderr
+
+
+def test_a_folder_that_cannot_be_begun(cli: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    got = cli("init", "file/below", cwd=tmp_path, code=64)
+    assert got.stderr.startswith("Error: file")
+    assert "cannot be written: Not a directory" in got.stderr
+
+
+def test_a_folder_with_a_space_and_an_ignore_file_of_another_kind(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "my jobs").mkdir()
+    (tmp_path / "my jobs" / ".gitignore").write_bytes(b"caf\xe9")
+    got = cli("init", "my jobs", cwd=tmp_path)
+    assert "\nNow: gbrun plan 'my jobs/job.yaml'\n" in got.stdout
+    assert (tmp_path / "my jobs" / ".gitignore").read_bytes() == b"caf\xe9\n.gbrun/\nout/\n"
+
+
+def test_a_format_that_cannot_be_written_leaves_the_file(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real.yaml").write_text("name: x\nversion: 1\n")
+    (tmp_path / "job.yaml").symlink_to("real.yaml")
+
+    def full(self: Path, data: bytes) -> int:
+        with open(self, "wb") as stream:
+            stream.write(data[:5])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        got = cli("fmt", "job.yaml", cwd=tmp_path, code=64)
+    assert "job.yaml cannot be written: No space left on device" in got.stderr
+    assert (tmp_path / "real.yaml").read_text() == "name: x\nversion: 1\n"
+    cli("fmt", "job.yaml", cwd=tmp_path)
+    assert (tmp_path / "real.yaml").read_text() == "version: 1\nname: x\n"
+    assert (tmp_path / "job.yaml").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != "") == ["job.yaml", "real.yaml"]
 
 
 # ---------------------------------------------------------------- bugs, pipes, colours

@@ -253,16 +253,17 @@ def test_loops_of_links_end(linked: Path) -> None:
     assert keys(linked) == ["a.txt", "deep/b.txt", "other/b.txt"]
 
 
-def test_a_link_to_nothing_is_no_input(linked: Path) -> None:
-    (linked / "z.txt").symlink_to("gone.txt")
+@pytest.mark.parametrize("target", ["gone.txt", "z.txt"])
+def test_a_link_to_nothing_or_itself_is_a_row_that_cannot_be_read(linked: Path, target: str) -> None:
+    (linked / "z.txt").symlink_to(target)
+    (linked / "z.md").symlink_to(target)
+    spec = make_spec(linked, inputs=(FilesSource(glob="**/*.txt"),))
 
-    assert keys(linked) == ["a.txt", "deep/b.txt"]
-
-
-def test_a_link_to_itself_is_an_error_of_ours_or_no_input(linked: Path) -> None:
-    (linked / "z.txt").symlink_to("z.txt")
-    with suppress(InputUnreadable):
-        assert keys(linked) == ["a.txt", "deep/b.txt"]
+    assert [entry.key for entry in inputs.entries(spec)] == ["a.txt", "deep/b.txt", "z.txt"]
+    found = inputs.read(spec, list(inputs.entries(spec))[-1])
+    assert isinstance(found, BadRow)
+    assert found.code == "unreadable"
+    assert found.message.startswith(f"is a link to '{target}' that cannot be read: ")
 
 
 def test_a_pipe_is_no_input(linked: Path) -> None:
@@ -271,11 +272,45 @@ def test_a_pipe_is_no_input(linked: Path) -> None:
     assert keys(linked) == ["a.txt", "deep/b.txt"]
 
 
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(linked: Path) -> None:
+    spec = make_spec(linked, inputs=(FilesSource(glob="*.txt"),))
+    entry = next(inputs.entries(spec))
+    (linked / "a.txt").unlink()
+    os.mkfifo(linked / "a.txt")
+
+    assert inputs.read(spec, entry) == BadRow("a.txt", "unreadable", "is not a regular file")
+
+
+@pytest.mark.parametrize("exclude", ["skip/**", "skip/**/*", "s*/**"])
+def test_an_excluded_folder_is_not_looked_into(linked: Path, exclude: str) -> None:
+    (linked / "deep" / "skip").mkdir()
+    (linked / "deep" / "skip" / "c.txt").write_text("c")
+    (linked / "skip").symlink_to(linked.parent / "outside")
+
+    assert keys(linked, "**/*", (exclude,)) == ["a.txt", "deep/b.txt", "deep/skip/c.txt"]
+    with pytest.raises(InputUnreadable, match=r"skip is a link that leaves"):
+        keys(linked, "**/*", ("skip/*",))
+
+
+def test_folders_too_deep_to_be_walked(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(250):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+    with pytest.raises(InputUnreadable, match="lies more than 200 folders deep"):
+        keys(tmp_path, "**/*")
+    assert keys(tmp_path, "**/*", ("d/**",)) == []
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
 def test_a_folder_that_cannot_be_listed_is_an_error(linked: Path) -> None:
     (linked / "deep").chmod(0)
     try:
-        with pytest.raises(InputUnreadable, match="cannot list deep/"):
+        with pytest.raises(InputUnreadable, match="cannot list deep:"):
             keys(linked)
     finally:
         (linked / "deep").chmod(0o700)
@@ -296,8 +331,17 @@ def test_a_file_that_vanishes_during_the_walk(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_text_is_refused_or_made_text(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.txt")).write_bytes(b"x")
-    with suppress(InputUnreadable):
-        assert [key.encode() for key in keys(tmp_path)]
+    (tmp_path / os.fsdecode(b"folder\xff")).mkdir()
+    with pytest.raises(InputUnreadable, match=r"b'.*\\xff.*' is not UTF-8"):
+        keys(tmp_path)
+
+
+def test_a_name_that_is_not_text_is_no_problem_where_it_is_no_input(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": "a", "skip/b.txt": "b"})
+    for name in (b"\xff.md", b"skip/\xff.txt"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"x")
+
+    assert keys(tmp_path, "**/*.txt", ("skip/**",)) == ["a.txt"]
 
 
 # ---------------------------------------------------------------- reading

@@ -24,20 +24,21 @@ def words(text: str) -> list[str]:
 # Read from top to bottom this is the program. A new file gets its place here.
 ORDER = words("""
     errors gcsuri bqtable model clock globs sealing units statefile parts
-    blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcs
+    blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcsobjects blobs.gcs
     diagnostics badrows schemafile
-    sandbox response_schema importer validator
+    sandbox schemaparts response_schema importer validator
     marks yamlnodes yamlfile tree shape layers variables specpaths templates bigqueryspec taskspec
     pydanticmodel outputschema recordtypes columns destinationspec backendspec statespec spec
-    modelfacts lints specformat
+    modelfacts warning schemalints lints specformat
     bqclient inputs.files inputs.bigquery inputs
     render remedies shard rowclass rowtable planspool plan causes
     store indexfile index garbage roots keys repair answer_json results records ingest judged
     outputs.atomicfile outputs.cells outputs.jsonl outputs.csv outputs.parquet outputs.sqlite
-    outputs.bigquery outputs export
+    outputs.gcs outputs.bigquery outputs export
     emulator emulator.patterns emulator.messages emulator.wire emulator.database emulator.faults
     emulator.files emulator.gcswire emulator.gcs
-    emulator.jobs emulator.values emulator.answers emulator.embeddings emulator.spoils
+    emulator.jobs emulator.values emulator.answers emulator.embeddings
+    emulator.nearlyjson emulator.spoils
     emulator.rules emulator.operations emulator.replies emulator.rows emulator.vertexfile emulator.vertexrows
     emulator.vertex emulator.service emulator.worker
     emulator.gcsroutes emulator.vertexroutes emulator.handler emulator.server emulator.foreground
@@ -53,7 +54,8 @@ ORDER = words("""
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip
 PURE = words("""
-    errors gcsuri bqtable model globs sealing statefile parts sandbox response_schema importer validator
+    errors gcsuri bqtable model globs sealing statefile parts sandbox schemaparts response_schema importer
+    validator
     recordtypes render remedies shard rowclass plan causes repair answer_json results records ingest
     backends.geminiwire backends.vertexwire decide events view story
 """)  # fmt: skip
@@ -184,7 +186,8 @@ GOOGLE = {
     "bqclient": ("google.cloud", "google.api_core", "google.auth"),
     "inputs.bigquery": ("google.cloud",),
     "outputs.bigquery": ("google.cloud", "google.api_core"),
-    "blobs.gcs": ("google.cloud", "google.api_core"),
+    "blobs.gcsobjects": ("google.cloud", "google.api_core"),
+    "blobs.gcs": ("google.api_core",),
     "blobs.gcserrors": ("google.cloud", "google.api_core", "google.auth"),
 }
 

@@ -460,6 +460,20 @@ def test_guards(past: Past, documents: Any, guards: Guards, words: tuple[str, ..
     assert all(w in told for w, told in zip(words, made.refusals, strict=True))
 
 
+def test_rows_that_cannot_be_used_any_more_count_as_removed(past: Past) -> None:
+    # A slip in a template empties the destination as surely as an empty folder does.
+    slip = make_spec(prompt="{{ input.txt }}", inputs=SKIP)
+    made = after(past, DOCS, make_spec(inputs=SKIP)).plan(DOCS, slip)
+
+    assert made.refusals == (
+        "guards.min_rows is 1, and the inputs give 3 row(s), 3 of them unusable",
+        "3 of 3 rows would be removed, 100%, 3 of them because they cannot be used any more;"
+        " guards.max_removed_ratio is 0.2",
+    )
+    past.finish(past.plan(DOCS, make_spec(prompt="{{ input.txt }}", inputs=SKIP, guards=LOOSE)))
+    assert len(past.plan(DOCS, make_spec(prompt="{{ input.txt }}", inputs=SKIP)).refusals) == 1
+
+
 # ---------------------------------------------------------------- order, keys, destinations
 
 

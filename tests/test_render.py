@@ -176,7 +176,18 @@ DIFFERENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"prompt": "{{ var.a }}", "variables": {"a": 1}},
         {"prompt": "{{ var.a }}", "variables": {"a": 2}},
     ),
+    (
+        "a variable that is picked by the row",
+        {"prompt": "{{ var[input.name[0]] }}", "variables": {"a": 1}},
+        {"prompt": "{{ var[input.name[0]] }}", "variables": {"a": 2}},
+    ),
+    (
+        "a variable by another name",
+        {"prompt": "{% set all = var %}{{ all.a }}", "variables": {"a": 1}},
+        {"prompt": "{% set all = var %}{{ all.a }}", "variables": {"a": 2}},
+    ),
     ("env", {"prompt": "{{ env }}", "env": "a"}, {"prompt": "{{ env }}", "env": "b"}),
+    ("no env", {"prompt": "{{ env }}", "env": "a"}, {"prompt": "{{ env }}"}),
     ("task", {"task": "a"}, {"task": "b"}),
 ]
 
@@ -187,6 +198,10 @@ def test_changes_a_request_and_a_component(spec: dict[str, Any], other: dict[str
 
     assert render(**spec).request_id != render(**other).request_id
     assert [name for name in COMPONENTS if before.get(name) != now.get(name)]
+
+
+def test_without_an_environment_a_template_reads_what_the_spec_reads() -> None:
+    assert render(prompt="in {{ env }}").request_id == render(prompt="in default").request_id
 
 
 def test_the_order_of_properties_is_what_a_schema_asks_for() -> None:

@@ -91,7 +91,7 @@ def test_a_template_is_rendered_again_with_fresh_limits() -> None:
 def test_the_names_that_a_template_uses_are_known() -> None:
     template = CompiledTemplate("{{ input.text }}{{ input['path'] }}{% if var.tone %}{{ var[x] }}{% endif %}")
 
-    assert template.names == {("input", "text"), ("input", "path"), ("var", "tone")}
+    assert template.names == {("input", "text"), ("input", "path"), ("var", "tone"), ("var", ""), ("x", "")}
 
 
 # ---------------------------------------------------------------- what does not exist
@@ -153,6 +153,10 @@ def test_an_undefined_name_in_a_list_is_not_printed() -> None:
         ("{% include 'x' %}", "no loader"),
         ("{% import '/etc/passwd' as x %}", "no loader"),
         ("{% extends 'x' %}", "no loader"),
+        ("{{ 'a'.encode() }}", "unsafe"),
+        ("{{ (1).to_bytes(1000000000, 'big') }}", "unsafe"),
+        ("{{ (1).from_bytes([1, 2], 'big') }}", "unsafe"),
+        ("{{ true.to_bytes(1000000000, 'big') }}", "unsafe"),
         ("{{ 'a' % 3 }}", "the % operator on text"),
         ("{{ '%99999999d' % 3 }}", "the % operator on text"),
     ],
@@ -199,6 +203,9 @@ def test_ways_out_are_shut(text: str, words: str) -> None:
         ("{{ '%*d'|format(100000000, 1) }}", "format wider than"),
         ("{{ '{:>100000000}'.format(1) }}", "format wider than"),
         ("{{ '{:>{}}'.format(1, 100000000) }}", "format with braces inside braces"),
+        ("{{ 5|round(-1000000000) }}", "round to more than 10,000 digits"),
+        ("{{ 5|round(precision=1000000000, method='ceil') }}", "round to more than 10,000 digits"),
+        ("{{ ('f' * 1000000)|int(base=16) // 3 }}", "a number of more than 4,096 bits"),
         ("{{ 10 ** 100000000 }}", "a number of more than 4,096 bits"),
         ("{{ 10 ** (10 ** 10) }}", "a number of more than 4,096 bits"),
         (
@@ -234,8 +241,18 @@ def test_too_much_output_names_its_line() -> None:
 
 
 def test_nesting_that_cannot_be_compiled_is_refused() -> None:
-    with pytest.raises(TemplateFailed):
+    with pytest.raises(TemplateFailed, match=r"^nested too deeply$"):
         CompiledTemplate("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
+
+
+def test_a_field_may_have_any_name() -> None:
+    fields = {"describe": "a", "items": "b", "text": "c"}
+
+    assert render("{{ input.describe }}{{ input.items }}{{ input.text }}", fields) == "abc"
+
+
+def test_numbers_are_rounded() -> None:
+    assert render("{{ 2.345|round(1) }} {{ 1234|round(-2) }} {{ 2.1|round(0, 'ceil') }}") == "2.3 1200 3.0"
 
 
 @pytest.mark.parametrize(

@@ -181,8 +181,24 @@ def test_what_would_change_its_meaning_is_refused(text: str) -> None:
         format_text(text)
 
 
+def test_a_comment_that_ends_a_block_stays_with_it() -> None:
+    text = (
+        "generation_config:\n    stop_sequences:\n    - a\n    # after a\n    # more\n  # of it all\n"
+        "# of the name\nname: x\nlabels:\n  a: b\n  # the last"
+    )
+
+    once = format_text(text)
+
+    assert once == (
+        "# of the name\nname: x\nlabels:\n  a: b\n  # the last\n"
+        "generation_config:\n  stop_sequences:\n    - a\n    # after a\n    # more\n  # of it all\n"
+    )
+    assert format_text(once) == once
+
+
 def test_what_cannot_be_read_is_not_formatted() -> None:
-    with pytest.raises(SpecInvalid):
-        format_text("a: [1\n")
+    with pytest.raises(SpecInvalid) as caught:
+        format_text("a: [1\n", "jobs/a.yaml")
+    assert caught.value.diagnostics[0].path == "jobs/a.yaml"
     with pytest.raises(SpecInvalid):
         format_text("a: 1\na: 2\n")

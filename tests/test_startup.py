@@ -90,6 +90,21 @@ def test_an_apply_with_nothing_to_do_loads_no_service(project: Any) -> None:
     assert not tops(names) & (GOOGLE | {"httpx", "rich", "pydantic", "jsonschema"})
 
 
+def test_a_plan_with_records_in_a_bucket_loads_the_client_of_storage_alone(
+    project: Any, monkeypatch: pytest.MonkeyPatch, cloud: Any
+) -> None:
+    environment, url = project.gbrun.environment, cloud().url
+    monkeypatch.setattr(
+        project.gbrun, "environment", lambda **more: environment(STORAGE_EMULATOR_HOST=url, **more)
+    )
+    project.inputs(1)
+    project.spec(destination="gs://bucket/notes.csv")
+    for command in ("validate", "plan"):
+        names = loaded(project, command, "job.yaml")
+        assert ("google.cloud.storage" in names) == (command == "plan")
+        assert not names & {"google.genai", "google.cloud.bigquery", "httpx", "runner.outputs.csv"}
+
+
 def test_the_look_has_teeth(project: Any) -> None:
     """An apply that has to do something does load the service's client."""
     project.inputs(1)

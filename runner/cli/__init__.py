@@ -5,6 +5,7 @@ Commands are imported when they are used, so that `gbrun --help` loads next to n
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ COMMANDS = {
     "emulator": "Run the local emulator of the Gemini Batch API.",
 }
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MODULES = {"import": "import_job"}
 """Commands whose module cannot have their name."""
 
@@ -76,7 +78,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = group.main(args=arguments, prog_name="gbrun", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Abort:
         click.echo("Aborted.", err=True)
         return Exit.INTERRUPTED
@@ -92,14 +95,29 @@ def run(argv: Sequence[str] | None = None) -> int:
     except GbrunError as error:
         from runner.cli import terminal
 
-        terminal.show_error(error)
+        terminal.show_error(error, as_json="--json" in arguments)
         return error.exit_code
+    except OSError as error:
+        from runner.cli import terminal
+
+        if error.errno not in _FULL:
+            terminal.show_bug(error, arguments)
+            return Exit.BUG
+        return _full(error)
     except Exception as error:
         from runner.cli import terminal
 
         terminal.show_bug(error, arguments)
         return Exit.BUG
     return int(code) if isinstance(code, int) else Exit.CONVERGED
+
+
+def _full(error: OSError) -> int:
+    where = f" (writing {error.filename})" if error.filename else ""
+    click.echo(f"Error: {error.strerror}{where}\n\nhint: make room and run it again", err=True)
+    # What is left in the buffer would fail once more while Python ends.
+    sys.stdout = None
+    return Exit.ERROR
 
 
 def _usage(error: click.ClickException) -> int:

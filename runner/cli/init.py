@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -49,7 +50,7 @@ _INPUTS = {
     "inputs/monday.txt": "The new shelf arrived and fits the wall. A good start of the week.\n",
     "inputs/tuesday.txt": "Rain all day, and the train was late twice. Bad timing for the interview.\n",
 }
-_IGNORED = (".gbrun/", "out/")
+_IGNORED = (b".gbrun/", b"out/")
 
 
 @click.command("init")
@@ -61,13 +62,18 @@ def command(folder: Path) -> None:
     present = [path for path in files if (folder / path).exists()]
     if present:
         raise UsageInvalid(f"{folder / present[0]} exists; nothing was written", hint="choose another folder")
-    for path, text in files.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-        click.echo(f"Wrote {target}")
-    _ignore(folder / ".gitignore")
-    where = folder / "job.yaml"
+    try:
+        for path, text in files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+            click.echo(f"Wrote {target}")
+        _ignore(folder / ".gitignore")
+    except OSError as error:
+        raise UsageInvalid(
+            f"{error.filename or folder} cannot be written: {error.strerror}", hint="choose another folder"
+        ) from error
+    where = shlex.quote(str(folder / "job.yaml"))
     click.echo(f"\nNow: gbrun plan {where}\nThen: gbrun apply {where}")
 
 
@@ -77,10 +83,11 @@ def _name(folder: Path) -> str:
 
 
 def _ignore(path: Path) -> None:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    missing = [line for line in _IGNORED if line not in text.splitlines()]
+    # Bytes: what others have written there need not be UTF-8.
+    data = path.read_bytes() if path.exists() else b""
+    missing = [line for line in _IGNORED if line not in data.splitlines()]
     if missing:
-        if text and not text.endswith("\n"):
-            text += "\n"
-        path.write_text(text + "".join(f"{line}\n" for line in missing), encoding="utf-8")
+        if data and not data.endswith(b"\n"):
+            data += b"\n"
+        path.write_bytes(data + b"".join(line + b"\n" for line in missing))
         click.echo(f"Wrote {path}")

@@ -78,8 +78,8 @@ class Job:
         self.attempts = self.store.attempts() if self.state else []
         if self.state is not None and (self.state.name, self.state.env) != (self.spec.name, self.spec.env):
             raise StateForeign(
-                f"{self.state_label} is the state of {self.state.name!r}"
-                f" ({self.state.env or 'no environment'}), not of {self.spec.name!r}",
+                f"{self.state_label} is the state of {self.state.name!r} ({_env(self.state.env)}),"
+                f" not of {self.spec.name!r} ({_env(self.spec.env)})",
                 hint="name another folder with `state:` or --state",
             )
         self.index.sync(self.state, [attempt for attempt, _ in self.attempts])
@@ -237,7 +237,7 @@ class Job:
     def export(self, made: Plan, *, overwrite: bool = False) -> export.Written:
         """Write the destinations from what is stored, for the rows of a plan, and place them.
 
-        `overwrite` takes tables of other owners over.
+        `overwrite` takes objects and tables of other owners over.
         """
         assert self.state is not None
         with ExitStack() as held:
@@ -250,7 +250,7 @@ class Job:
                 held,
                 owner=finish.owned(self.state, overwrite=overwrite),
             )
-            written.clear()
+            written.prepare()
             written.place()
         return written
 
@@ -289,6 +289,10 @@ def state_of(chosen: Mapping[str, Any]) -> tuple[Spec, Store]:
 def _unseen(found: Iterator[Entry]) -> Iterator[Entry]:
     """Entries that look like nothing known, so that every input is read."""
     return (Entry(entry.key, entry.source, entry.path, None, entry.row) for entry in found)
+
+
+def _env(env: str | None) -> str:
+    return f"environment {env!r}" if env else "no environment"
 
 
 def _make(folder: Path) -> None:

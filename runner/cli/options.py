@@ -39,18 +39,34 @@ class Setting(click.ParamType[tuple[str, str]]):
         """The pair."""
         name, equals, text = str(value).partition("=")
         if not equals or not name:
-            self.fail(f"{value!r} is not name=value", param, ctx)
+            # Without the value itself, which may be a secret.
+            self.fail("write it as name=value", param, ctx)
         return name, text
 
 
+class Key(click.ParamType[str]):
+    """The key of a row: text in UTF-8."""
+
+    name = "key"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The key."""
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail("a key is UTF-8, and this is not", param, ctx)
+        return str(value)
+
+
 _SPEC_OPTIONS = (
-    click.argument("spec", type=click.Path(path_type=Path)),
+    # Whether it can be read is found out by reading it, and told as for every file of a spec.
+    click.argument("spec", type=click.Path(path_type=Path, readable=False)),
     click.option("--env", help="Environment of the spec."),
     click.option("--var", "variables", type=Setting(), multiple=True, help="Value of a variable."),
     click.option(
         "--var-file",
         "variable_files",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         multiple=True,
         help="YAML or JSON file of variables.",
     ),

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from runner.cli.options import pick_spec, spec_options
+from runner.cli.options import Key, pick_spec, spec_options
 from runner.errors import InputUnreadable, UsageInvalid
 
 
 @click.command("render")
 @spec_options
-@click.option("--key", help="The row; the first one where it is left out.")
+@click.option("--key", type=Key(), help="The row; the first one where it is left out.")
 @click.option("--line", is_flag=True, help="Print the JSONL line byte for byte.")
 def command(key: str | None, line: bool, **given: Any) -> None:
     """Print the exact request that SPEC makes of a row, or one per sample. Sends nothing."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runner.cli.options import pick_spec, spec_options
+from runner.cli.options import Key, pick_spec, spec_options
 from runner.errors import UsageInvalid
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("show")
 @spec_options
-@click.option("--key", help="Tell the story of this row.")
+@click.option("--key", type=Key(), help="Tell the story of this row.")
 def command(key: str | None, **given: Any) -> None:
     """Show what the last finished apply of SPEC left, or the story of one row."""
     from runner import story

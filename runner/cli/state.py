@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli import migrate
-from runner.cli.options import Duration, pick_spec, spec_options
+from runner.cli.options import Duration, Key, pick_spec, spec_options
 from runner.errors import GbrunError, StateUnreadable, UsageInvalid
 
 if TYPE_CHECKING:
@@ -36,17 +36,18 @@ command.add_command(migrate.command)
 @spec_options
 def list_keys(**given: Any) -> None:
     """Print every key of the last finished apply with its outcome and requests, tab-separated."""
+    from runner.cli import terminal
     from runner.cli.job import Job
 
     with Job(pick_spec(given)) as job:
         for row in job.index.rows():
             ids = ",".join(wanted.request_id for wanted in row.wanted)
-            click.echo(f"{row.key}\t{row.outcome or 'open'}\t{ids}")
+            click.echo(f"{terminal.in_one_line(row.key)}\t{row.outcome or 'open'}\t{ids}")
 
 
 @command.command("show")
 @spec_options
-@click.argument("key", required=False)
+@click.argument("key", type=Key(), required=False)
 def show(key: str | None, **given: Any) -> None:
     """Print the root and its attempts as JSON, or all that the state knows of one KEY."""
     import msgspec
@@ -122,8 +123,8 @@ def push(file: Path, lock_timeout: float, **given: Any) -> None:
 
 @command.command("mv")
 @spec_options
-@click.argument("old")
-@click.argument("new")
+@click.argument("old", type=Key())
+@click.argument("new", type=Key())
 @_lock_timeout
 def mv(old: str, new: str, lock_timeout: float, **given: Any) -> None:
     """Give the key OLD the name NEW, as for an input that was moved."""
@@ -136,7 +137,7 @@ def mv(old: str, new: str, lock_timeout: float, **given: Any) -> None:
 
 @command.command("rm")
 @spec_options
-@click.argument("keys", nargs=-1, required=True)
+@click.argument("keys", type=Key(), nargs=-1, required=True)
 @_lock_timeout
 def rm(keys: tuple[str, ...], lock_timeout: float, **given: Any) -> None:
     """Forget KEYS. Their outcomes stay: where the input is still there, they are reused."""
@@ -149,7 +150,7 @@ def rm(keys: tuple[str, ...], lock_timeout: float, **given: Any) -> None:
 
 @command.command("accept")
 @spec_options
-@click.argument("keys", nargs=-1, required=True)
+@click.argument("keys", type=Key(), nargs=-1, required=True)
 @_lock_timeout
 def accept(keys: tuple[str, ...], lock_timeout: float, **given: Any) -> None:
     """Take the failures of KEYS as final: they are never tried again by themselves.
@@ -213,9 +214,11 @@ _EMULATOR = " (of `backend: local`, the folder emulator/ in the state)"
 
 
 def _show_subject(subject: Subject, unknown: bool) -> None:
+    from runner.cli import terminal
+
     click.echo(f"Purge: {subject.row_count:,} row(s), {len(subject.requests):,} request(s)")
     for key in sorted(subject.keys)[:20]:
-        click.echo(f"  - {key}")
+        click.echo(f"  - {terminal.in_one_line(key)}")
     if len(subject.keys) > 20:
         click.echo(f"  ... and {len(subject.keys) - 20:,} more keys")
     for key in sorted(subject.former):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -24,11 +25,35 @@ _COLOURS = {
 }  # fmt: skip
 
 
-def show_error(error: GbrunError) -> None:
-    """A failure in the user's words, with its hint; a spec's problems one by one."""
-    from runner import diagnostics
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What moves a cursor, colours, rings, or turns the direction of writing; line ends are looked at apart."""
+
+
+def visible(text: str) -> str:
+    """The text with an escape in the place of all that a terminal would obey instead of showing.
+
+    Names of files, documents and answers may hold such characters.
+    """
+    return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def in_one_line(text: str) -> str:
+    """As `visible`, with line ends as escapes too."""
+    return visible(text).replace("\n", "\\n")
+
+
+def show_error(error: GbrunError, *, as_json: bool) -> None:
+    """A failure in the user's words, with its hint; a spec's problems one by one.
+
+    With `as_json` the problems of a spec and of rows are on stdout too, as events.
+    """
+    from runner import diagnostics, events
     from runner.plan import RowsUnreadable
 
+    if as_json and isinstance(error, (SpecInvalid, RowsUnreadable)):
+        show_json([events.version(), *map(diagnostics.json_object, error.diagnostics)])
     if isinstance(error, SpecInvalid):
         click.echo(diagnostics.text(error.diagnostics), err=True, nl=False)
         return
@@ -36,9 +61,9 @@ def show_error(error: GbrunError) -> None:
         click.echo(diagnostics.text(error.diagnostics), err=True)
         if error.count > len(error.rows):
             click.echo(f"... and {error.count - len(error.rows):,} more\n", err=True)
-    click.echo(f"Error: {error.message}", err=True)
+    click.echo(f"Error: {visible(error.message)}", err=True)
     if error.hint:
-        click.echo(f"\nhint: {error.hint}", err=True)
+        click.echo(f"\nhint: {visible(error.hint)}", err=True)
 
 
 def show_bug(error: BaseException, arguments: Sequence[str]) -> None:
@@ -46,7 +71,7 @@ def show_bug(error: BaseException, arguments: Sequence[str]) -> None:
     with tempfile.NamedTemporaryFile(
         "w", prefix="gbrun-bug-", suffix=".log", delete=False, encoding="utf-8"
     ) as log:
-        log.write(f"gbrun {__version__} {json.dumps(list(arguments))}\nPython {sys.version}\n")
+        log.write(f"gbrun {__version__} {json.dumps(_without_values(arguments))}\nPython {sys.version}\n")
         traceback.print_exception(error, file=log)
     click.echo(
         f"Error: a bug in gbrun {__version__}: {type(error).__name__}: {error}\n\n"
@@ -55,33 +80,54 @@ def show_bug(error: BaseException, arguments: Sequence[str]) -> None:
     )
 
 
+def _without_values(arguments: Sequence[str]) -> list[str]:
+    """The command line without the values of variables, which may be secret."""
+    out: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--var=") or (out and out[-1] == "--var"):
+            name = argument.removeprefix("--var=").partition("=")[0]
+            argument = f"{'--var=' if argument.startswith('--var=') else ''}{name}=..."
+        out.append(argument)
+    return out
+
+
 def show_event(event: Event) -> None:
     """One event on stderr, as a line."""
-    click.echo(f"{event.kind:<10} {event.token}  {event.text}", err=True)
+    click.echo(in_one_line(f"{event.kind:<10} {event.token}  {event.text}"), err=True)
 
 
 def show_lines(lines: Iterable[str], *, err: bool = False) -> None:
     """Lines of a view, coloured by the symbol in front where there is a terminal."""
-    for line in lines:
+    for line in map(in_one_line, lines):
         mark = line.strip()[:1]
         colour = _COLOURS.get(mark) if line.startswith("  ") else None
         click.echo(click.style(line, fg=colour) if colour and colours(err) else line, err=err)
 
 
 def show_json(lines: Iterable[dict[str, Any]]) -> None:
-    """JSON lines on stdout."""
-    import orjson
-
+    """JSON lines on stdout. Bytes of a path that are no UTF-8 are shown as escapes."""
+    if sys.stdout is None:
+        return
     out = sys.stdout.buffer
     for line in lines:
-        out.write(orjson.dumps(line) + b"\n")
+        out.write(_json(line) + b"\n")
     out.flush()
+
+
+def _json(line: dict[str, Any]) -> bytes:
+    import orjson
+
+    try:
+        return orjson.dumps(line)
+    except TypeError:
+        plain = {key: visible(value) if isinstance(value, str) else value for key, value in line.items()}
+        return orjson.dumps(plain)
 
 
 def colours(err: bool) -> bool:
     """Whether to colour: a terminal, and nobody said no."""
     stream = sys.stderr if err else sys.stdout
-    return stream.isatty() and not os.environ.get("NO_COLOR")
+    return stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 _ALWAYS_TOLD = frozenset(
@@ -96,7 +142,7 @@ class Progress:
         self._quiet = quiet
         self._live = None
         self._jobs: dict[str, str] = {}
-        if not quiet and sys.stderr.isatty():
+        if not quiet and sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
 
             self._console = Console(stderr=True, highlight=False)
@@ -107,7 +153,7 @@ class Progress:
         """Show one event."""
         if self._quiet and kind not in _ALWAYS_TOLD:
             return
-        line = f"{kind:<10} {token}  {text}" if token else f"{kind:<10} {text}"
+        line = in_one_line(f"{kind:<10} {token}  {text}" if token else f"{kind:<10} {text}")
         # Where the terminal has gone, the run goes on: what it does is in the state.
         with suppress(OSError):
             self._show(kind, token, text, line)
@@ -116,7 +162,7 @@ class Progress:
         if self._live is None:
             click.echo(line, err=True)
             return
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, emoji=False)
         self._jobs[token] = "done" if kind == "collected" else text.split(":")[0] if kind == "job" else kind
         running = [word for word in self._jobs.values() if word != "done"]
         done = len(self._jobs) - len(running)

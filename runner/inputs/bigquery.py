@@ -23,7 +23,7 @@ from typing import Any
 
 from runner import bqclient, bqtable
 from runner.errors import InputUnreadable
-from runner.model import BadRow, BigQuerySource, Entry, Json, Row, Spec
+from runner.model import DEFAULT_ENV, BadRow, BigQuerySource, Entry, Json, Row, Spec
 from runner.sandbox import CompiledTemplate, Fields, TemplateFailed
 
 PAGE_ROWS = 2000
@@ -65,7 +65,7 @@ class _Keys:
         self._used = sorted(name for owner, name in self._compiled.names if owner == "input")
         # A key is stored and shown, so it never holds a secret.
         shown = {name: value for name, value in spec.variables.items() if name not in spec.sensitive}
-        self._values = {"var": Fields("var", shown), "env": spec.env}
+        self._values = {"var": Fields("var", shown), "env": spec.env or DEFAULT_ENV}
 
     def key(self, fields: Mapping[str, Json], place: str) -> str | BadRow:
         """The key of a row; `place` is how a row without one is called."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from runner.model import BadRow, Entry, FilesSource, Row, Spec
 
 _READ_BYTES = 1 << 16
 _BATCH = 1000
+_MAX_DEPTH = 200
+"""Folders inside folders, far below what Python's own stack takes."""
 MIME_TYPES = {
     ".csv": "text/csv",
     ".htm": "text/html",
@@ -60,6 +63,12 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
         source=index,
         wanted=globs.compile_glob(rest),
         excluded=[globs.compile_glob(pattern) for pattern in source.exclude],
+        closed=[
+            globs.compile_glob(head)
+            for pattern in source.exclude
+            for head in (pattern.removesuffix("/*").removesuffix("/**"),)
+            if f"{head}/**" == pattern.removesuffix("/*")
+        ],
         prefix=prefix,
         inside=None if spec.allow_outside else os.path.realpath(folder),
         never=never,
@@ -71,11 +80,15 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
 def read(source: FilesSource, entry: Entry) -> Row | BadRow:
     """The file as a row: decoded, a byte order mark dropped, line ends as they are."""
     try:
-        handle = os.open(entry.path, os.O_RDONLY)
+        # A named pipe would else wait for a writer.
+        handle = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        return BadRow(entry.key, "unreadable", f"cannot be read: {error.strerror}")
+        link = f"is a link to {os.readlink(entry.path)!r} that " if os.path.islink(entry.path) else ""
+        return BadRow(entry.key, "unreadable", f"{link}cannot be read: {error.strerror}")
     try:
         before = os.fstat(handle)
+        if not stat.S_ISREG(before.st_mode):
+            return BadRow(entry.key, "unreadable", "is not a regular file")
         # One byte more than there should be, so that one call also shows that nothing follows.
         chunks = [os.read(handle, min(before.st_size + 1, _READ_BYTES))]
         while len(chunks[-1]) == _READ_BYTES or (before.st_size >= _READ_BYTES and chunks[-1]):
@@ -121,7 +134,7 @@ class _Never:
         self._state = os.path.realpath(spec.state)
         self._paths = {self._state}
         for destination in spec.destinations:
-            if destination.is_table:
+            if not destination.is_file:
                 continue
             path = os.path.realpath(os.path.join(spec.folder, destination.path))
             stem, _ = os.path.splitext(path)
@@ -143,6 +156,8 @@ class _Walk:
     source: int
     wanted: re.Pattern[str]
     excluded: list[re.Pattern[str]]
+    closed: list[re.Pattern[str]]
+    """Folders below which everything is excluded: they are not even looked into."""
     prefix: str
     inside: str | None
     """Folder that links must not leave, None where they may."""
@@ -167,16 +182,22 @@ class _Walk:
             key = prefix + relative
             if excluded and any(pattern.fullmatch(key) for pattern in excluded):
                 continue
+            if not name.isascii():
+                _check_name(key)
             if entry.is_symlink():
                 self._check_link(relative, entry)
-            if not entry.is_file() or (entry.name in never_names and self.never.holds(entry.path)):
+            if entry.name in never_names and self.never.holds(entry.path):
                 continue
             try:
-                stat = entry.stat()
-            except OSError as error:
-                raise InputUnreadable(f"{key} cannot be looked at: {error.strerror}") from error
-            signature = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-            batch.append(Entry(key, source, entry.path, signature))
+                looks = entry.stat()
+            except OSError:
+                # A link to nothing, or a file that has just gone: reading it says so, as of any row.
+                batch.append(Entry(key, source, entry.path, None))
+            else:
+                if not stat.S_ISREG(looks.st_mode):
+                    continue
+                signature = (looks.st_size, looks.st_mtime_ns, looks.st_ctime_ns, looks.st_ino)
+                batch.append(Entry(key, source, entry.path, signature))
             if len(batch) == _BATCH:
                 yield batch
                 batch = []
@@ -190,6 +211,15 @@ class _Walk:
         real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
         if real in ancestors or self.never.holds(entry.path):
             return
+        folder = self.prefix + relative[:-1]
+        if any(pattern.fullmatch(folder) for pattern in self.closed):
+            return
+        _check_name(folder)
+        if len(ancestors) > _MAX_DEPTH:
+            raise InputUnreadable(
+                f"{folder[:80]}... lies more than {_MAX_DEPTH} folders deep",
+                hint="move it up, or exclude it with a pattern that ends in /**",
+            )
         self._check_link(relative, entry)
         below = None if depth is None else depth - 1
         yield from self.batches(entry.path, relative, below, ancestors | {os.path.realpath(real)})
@@ -199,15 +229,16 @@ class _Walk:
             with os.scandir(folder) as listing:
                 # Spelled out for plain names, since there is one per file of a walk.
                 found = [
-                    (name if not entry.is_dir() else name + "/", entry)
+                    (name if not _is_folder(entry) else name + "/", entry)
                     if name.isascii()
-                    else (_sort_name(entry, self.prefix + below), entry)
+                    else (_sort_name(entry), entry)
                     for entry in listing
                     if (name := entry.name)[0] != "."
                 ]
         except OSError as error:
             raise InputUnreadable(
-                f"cannot list {self.prefix}{below or '.'}: {error.strerror}", hint="mend it or exclude it"
+                f"cannot list {(self.prefix + below).rstrip('/') or '.'}: {error.strerror}",
+                hint="mend it, or exclude it with a pattern that ends in /**",
             ) from error
         found.sort(key=itemgetter(0))
         return found
@@ -218,19 +249,29 @@ class _Walk:
         if not Path(os.path.realpath(entry.path)).is_relative_to(self.inside):
             raise InputUnreadable(
                 f"{self.prefix}{relative.rstrip('/')} is a link that leaves the spec's folder",
-                hint="set `allow_outside: true` to follow it, or exclude it",
+                hint="set `allow_outside: true` to follow it, or exclude it (a folder with /** at the end)",
             )
 
 
-def _sort_name(entry: os.DirEntry[str], folder: str) -> str:
-    """The name in NFC; a folder as `name/`, as in git, so that a walk yields whole paths in order."""
-    name = entry.name
+def _check_name(key: str) -> None:
     try:
-        name.encode()
+        key.encode()
     except UnicodeEncodeError as error:
         raise InputUnreadable(
-            f"the file name {os.fsencode(folder + name)!r} is not UTF-8",
-            hint="rename it, or exclude its folder",
+            f"the file name {os.fsencode(key)!r} is not UTF-8", hint="rename it, or exclude it"
         ) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads to itself.
+        return False
+
+
+def _sort_name(entry: os.DirEntry[str]) -> str:
+    """The name in NFC; a folder as `name/`, as in git, so that a walk yields whole paths in order."""
+    name = entry.name
     name = unicodedata.normalize("NFC", name)
-    return name + "/" if entry.is_dir() else name
+    return name + "/" if _is_folder(entry) else name
