@@ -185,7 +185,7 @@ class _Lines:
             at = 0
             with shard.path.open("rb") as lines:
                 for line in lines:
-                    yield orjson.loads(line)["key"], number, at, len(line)
+                    yield parts.request_id(line), number, at, len(line)
                     at += len(line)
 
     def _chosen(self) -> Iterator[bytes]:
@@ -200,7 +200,7 @@ class _Lines:
 def _keys_of(path: Path) -> Iterator[str]:
     with path.open("rb") as lines:
         for line in lines:
-            yield orjson.loads(line)["key"]
+            yield parts.request_id(line)
 
 
 def _answer_keys(chunks: Iterable[bytes]) -> Iterator[str]:

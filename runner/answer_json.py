@@ -45,13 +45,13 @@ def extract_json(text: str, *, repair: bool = False) -> tuple[Json, str] | None:
     """
     text = text.strip().removeprefix("\ufeff").strip()
     try:
-        return _parse_text(text), ""
+        return parse_text(text), ""
     except (ValueError, RecursionError):
         pass
     fences = _fences(text)
     for body, end in fences:
         try:
-            value = _parse_text(body)
+            value = parse_text(body)
         except (ValueError, RecursionError):
             continue
         return None if _is_open(text, end) else (value, "fence")
@@ -83,13 +83,14 @@ def parse(data: bytes) -> Json:
     return _checked(value, data.count(b"[") + data.count(b"{"))
 
 
-def _parse_text(text: str) -> Json:
+def parse_text(text: str) -> Json:
+    """The value of JSON text; raises as `parse` does."""
     try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        # Half a surrogate pair, which the line had as an escape.
-        return _checked(_loads(text), text.count("[") + text.count("{"))
-    return parse(data)
+        value: Json = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        # Half a surrogate pair, which the line had as an escape; see `parse`.
+        value = _loads(text)
+    return _checked(value, text.count("[") + text.count("{"))
 
 
 def _loads(text: str) -> Json:
@@ -148,7 +149,7 @@ def _in_prose(text: str) -> tuple[Json, int] | None:
             return empty[0] if len(empty) == 1 and not passed else None
         end = _close_of(text, at) + 1
         try:
-            value = _parse_text(text[at:end])
+            value = parse_text(text[at:end])
         except (ValueError, RecursionError):
             if _MEMBERS.match(text, at):
                 # The answer itself is broken; what follows is not all of it.

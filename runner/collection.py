@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
-
 from runner import parts, remedies, results
 from runner.errors import BackendError
 from runner.ingest import Collector, failed_as_a_whole
@@ -129,7 +127,7 @@ def repack(run: Run) -> None:
     adopted = sorted(a.shard_id for a in run.ledger.attempts.values() if a.token in run.wanted)
     for shard_id in list(dict.fromkeys([*run.shards, *adopted])):
         for line in run.store.shard_lines(shard_id) if waiting else ():
-            request_id = orjson.loads(line)["key"]
+            request_id = parts.request_id(line)
             if request_id not in waiting:
                 continue
             remedy = waiting.pop(request_id)

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 
 from runner import indexfile, parts, rowtable
@@ -41,6 +42,14 @@ CREATE TABLE live (request_id TEXT PRIMARY KEY, token TEXT NOT NULL) WITHOUT ROW
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 )
+
+
+class _Settled(msgspec.Struct, gc=False):
+    """What the index itself needs of a line of an outcomes part."""
+
+    id: str
+    outcome: str
+    remedied_by: str = ""
 
 
 class Index:
@@ -300,13 +309,14 @@ class Index:
         summary = orjson.dumps(header["summary"]).decode()
         self._db.execute("INSERT OR REPLACE INTO token VALUES (?, ?)", (header["token"], summary))
         links: list[tuple[str, str]] = []
+        decode = msgspec.json.Decoder(_Settled).decode
 
         def outcomes() -> Iterator[tuple[str, str, bytes]]:
             for line in lines:
-                body = orjson.loads(line)
-                if "remedied_by" in body:
-                    links.append((body["remedied_by"], body["id"]))
-                yield body["id"], body["outcome"], line
+                found = decode(line)
+                if found.remedied_by:
+                    links.append((found.remedied_by, found.id))
+                yield found.id, found.outcome, line
 
         self._db.executemany("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?)", outcomes())
         self._db.executemany("INSERT OR REPLACE INTO remedied VALUES (?, ?)", links)
@@ -319,7 +329,7 @@ class Index:
             return
         self._db.execute("DELETE FROM live")
         for attempt in attempts:
-            ids = ((orjson.loads(x)["key"], attempt.token) for x in self._store.shard_lines(attempt.shard_id))
+            ids = ((parts.request_id(x), attempt.token) for x in self._store.shard_lines(attempt.shard_id))
             self._db.executemany("INSERT OR IGNORE INTO live VALUES (?, ?)", ids)
         self._set_meta("live", want)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import orjson
 from msgspec import structs
 
 from runner import parts, remedies
@@ -79,7 +78,7 @@ class Collector:
         self._again: dict[str, Remedy | None] = {}
         self._attempt = attempt
         self._judge = judge
-        self._found: dict[str, bytes | None] = {orjson.loads(line)["key"]: None for line in sent}
+        self._found: dict[str, bytes | None] = {parts.request_id(line): None for line in sent}
         self._before = history.stored_among(list(self._found))
         self._classes: dict[str, Outcome] = {}
         self._strays: Counter[str] = Counter()

@@ -343,8 +343,8 @@ class Outcome(enum.StrEnum):
     BAD_INPUT = "bad_input"
 
 
-class ResponseRef(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a response line lies: `responses/<token>.<part>.jsonl.gz`."""
+class ResponseRef(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """Where a response line lies: `responses/<token>.<part>.jsonl.gz`. As JSON an array, in this order."""
 
     part: int
     member: int
@@ -355,19 +355,27 @@ class ResponseRef(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of the line without its newline."""
 
 
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """The latest outcome of a request, as the state keeps it."""
+class Stored(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    rename={"request_id": "id", "token": "attempt"},
+):
+    """The latest outcome of a request, as the state keeps it: these fields are a line of an outcomes part,
+    where names and order count, and what is empty is left out.
+    """
 
     request_id: str
     outcome: Outcome
     token: str
     """The attempt it came from."""
-    code: str = ""
-    message: str = ""
-    jobs: int = 1
+    jobs: int
     """Finished jobs that contained the request."""
     ref: ResponseRef | None = None
     """None where no line came back."""
+    code: str = ""
+    message: str = ""
     usage: Mapping[str, int] = {}
     model_version: str = ""
     finish_reason: str = ""

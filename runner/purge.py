@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 
-import orjson
 from msgspec import structs
 
 from runner import index, keys, parts, rowtable, statefile
@@ -130,7 +129,7 @@ class Purge:
         with rowtable.transaction(self._db):
             for name in self._store.blobs.list("shards/"):
                 for line in self._store.lines(name):
-                    request_id = orjson.loads(line)["key"]
+                    request_id = parts.request_id(line)
                     if not self._is_known(request_id):
                         self._db.execute("INSERT OR IGNORE INTO unknown VALUES (?)", (request_id,))
                     if self._goes(request_id):
@@ -258,7 +257,7 @@ class Purge:
             if current in self._shards:
                 lines = (line + b"\n" for line in self._store.lines(current))
                 self._store.put_shard_rest(
-                    shard_id, (line for line in lines if not self._goes(orjson.loads(line)["key"]))
+                    shard_id, (line for line in lines if not self._goes(parts.request_id(line)))
                 )
         return list(self._shards)
 

@@ -20,6 +20,7 @@ import orjson
 
 from runner import answer_json, validator
 from runner.model import Answer, Json, Outcome, Spec
+from runner.validator import Validator
 
 JUDGE_VERSION = 2
 """Rises when the same stored response would be judged differently."""
@@ -95,7 +96,7 @@ class Judge:
 
         With `embeds` answers are vectors, of this many `dimensions` where it is known.
         """
-        self._errors = validator.compiled(output_schema) if output_schema is not None else None
+        self._validator = validator.compiled(output_schema) if output_schema is not None else None
         self._repair = repair
         self._embeds = embeds
         self._dimensions = dimensions
@@ -113,27 +114,44 @@ class Judge:
     def line(self, line: bytes) -> Answer | Stray:
         """What a response line says about the request it names."""
         plain = None if self._embeds else _plain(line)
-        return self._line(line) if plain is None else self._text(plain)
+        answer = None if plain is None else self._text(plain)
+        return self._line(line) if answer is None else answer
 
-    def _text(self, plain: _Line) -> Answer:
-        """The answer of a line that holds nothing but text: what `_line` gives for it, only faster."""
-        candidate, usage = plain.response.candidates[0], plain.response.usageMetadata
-        text = "".join([part.text for part in candidate.content.parts if not part.thought])
-        counts = {
-            "prompt": usage.promptTokenCount,
-            "cached": usage.cachedContentTokenCount,
-            "output": usage.candidatesTokenCount,
-            "thoughts": usage.thoughtsTokenCount,
-        }
-        common: dict[str, Any] = {
-            "request_id": plain.key,
-            "usage": {name: count for name, count in counts.items() if count},
-            "model_version": plain.response.modelVersion,
-            "finish_reason": "STOP",
-        }
-        if self._errors is None:
-            return Answer(outcome=Outcome.OK, text=text, **common)
-        return self._judged(text, (), common)
+    def _text(self, plain: _Line) -> Answer | None:
+        """The answer of a line that holds nothing but a text that is good: what `_line` gives for it, only
+        faster. None for every other."""
+        response = plain.response
+        parts = response.candidates[0].content.parts
+        text = parts[0].text
+        if len(parts) > 1 or parts[0].thought:
+            text = "".join([part.text for part in parts if not part.thought])
+        value = None
+        if self._validator is not None:
+            try:
+                value = answer_json.parse_text(text)
+                if not self._validator.is_valid(value):
+                    return None
+            except (ValueError, RecursionError):
+                return None
+        counts = response.usageMetadata
+        usage: dict[str, int] = {}
+        if counts.promptTokenCount:
+            usage["prompt"] = counts.promptTokenCount
+        if counts.cachedContentTokenCount:
+            usage["cached"] = counts.cachedContentTokenCount
+        if counts.candidatesTokenCount:
+            usage["output"] = counts.candidatesTokenCount
+        if counts.thoughtsTokenCount:
+            usage["thoughts"] = counts.thoughtsTokenCount
+        return Answer(
+            request_id=plain.key,
+            outcome=Outcome.OK,
+            value=value,
+            text=text,
+            usage=usage,
+            model_version=response.modelVersion,
+            finish_reason="STOP",
+        )
 
     def _line(self, line: bytes) -> Answer | Stray:
         try:
@@ -213,12 +231,13 @@ class Judge:
                 return Answer(outcome=Outcome.TRANSIENT, code=code, message=message, **common)
             message = f"no answer, finish reason {reason}"
             return Answer(outcome=Outcome.BLOCKED, code=reason, message=message, **common)
-        if self._errors is None:
+        if self._validator is None:
             return Answer(outcome=Outcome.OK, text=text, parts=others, **common)
-        return self._judged(text, others, common)
+        return self._judged(self._validator, text, others, common)
 
-    def _judged(self, text: str, others: tuple[Json, ...], common: dict[str, Any]) -> Answer:
-        assert self._errors is not None
+    def _judged(
+        self, validator: Validator, text: str, others: tuple[Json, ...], common: dict[str, Any]
+    ) -> Answer:
         found = answer_json.extract_json(text, repair=self._repair) if text.strip() else None
         if found is None:
             what = "the answer is not JSON" if text.strip() else "the answer has no text"
@@ -229,7 +248,7 @@ class Judge:
         try:
             messages = [
                 f"/{'/'.join(map(str, error.instance_path))}: {error.message}"
-                for error in islice(self._errors(value), 5)
+                for error in islice(validator.iter_errors(value), 5)
             ]
         except ValueError as error:
             # Values that no other JSON reader would take either, such as half a surrogate pair.

@@ -11,9 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
-
-from runner import decide, statefile
+from runner import decide, parts, statefile
 from runner.blobs import BlobExists
 from runner.clock import clock_text
 from runner.errors import PlanStale, StateChanged, SubmissionDeferred, SubmissionRefused, SubmissionUnknown
@@ -253,4 +251,4 @@ def _given_up_before(run: Run, attempt: Attempt) -> bool:
 
 
 def _keys(run: Run, attempt: Attempt) -> Iterator[str]:
-    return (orjson.loads(line)["key"] for line in run.store.shard_lines(attempt.shard_id))
+    return map(parts.request_id, run.store.shard_lines(attempt.shard_id))

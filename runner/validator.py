@@ -6,8 +6,8 @@ one meaning only if one of them says it: for records, and for whether a schema c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 from runner.model import Json
 
@@ -21,13 +21,25 @@ FORMATS = frozenset(
 """What is checked as a `format`; every other one is passed over."""
 
 
-def compiled(schema: Mapping[str, Json]) -> Callable[[Json], Iterator[Any]]:
-    """What finds the errors of a value, each with `message` and `instance_path`.
+class Validator(Protocol):
+    """Judges values against one schema. Either may raise ValueError for what no JSON text can hold."""
+
+    def is_valid(self, value: Json) -> bool:
+        """Whether the value keeps to the schema; faster than to look for errors."""
+        ...
+
+    def iter_errors(self, value: Json) -> Iterator[Any]:
+        """Its errors, each with `message` and `instance_path`."""
+        ...
+
+
+def compiled(schema: Mapping[str, Json]) -> Validator:
+    """What judges values by a schema.
 
     The schema is read as its `$schema` says, else as draft 2020-12. Formats are checked. A `$ref` never
     leaves the schema: one that does, as everything else that is wrong with a schema, is a ValueError.
     """
     import jsonschema_rs
 
-    validator = jsonschema_rs.validator_for(dict(schema), validate_formats=True, offline=True)
-    return validator.iter_errors
+    validator: Validator = jsonschema_rs.validator_for(dict(schema), validate_formats=True, offline=True)
+    return validator

@@ -89,7 +89,7 @@ def make_job(job_name: str = "batches/1", state: JobState = JobState.RUNNING, **
 
 
 def make_stored(request_id: str = "r1", outcome: Outcome = Outcome.OK, **changes: Any) -> Stored:
-    return Stored(**{"request_id": request_id, "outcome": outcome, "token": "t-a1", **changes})
+    return Stored(**{"request_id": request_id, "outcome": outcome, "token": "t-a1", "jobs": 1, **changes})
 
 
 class Outcomes(dict[str, Stored]):

@@ -231,6 +231,7 @@ def check_an_outcome(line: bytes) -> None:
         found = judge.line(line)
         if isinstance(found, Answer):
             stored = Stored(
+                jobs=1,
                 request_id="r",
                 outcome=found.outcome,
                 token="t",
