@@ -72,6 +72,7 @@ def collect(run: Run, attempt: Attempt) -> None:
             run.store.shard_lines(attempt.shard_id),
             run.index,
             lambda stored: _again(run, attempt, stored),
+            run.records,
         )
         if attempt.output_name:
             _download(run, attempt, collector)

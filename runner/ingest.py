@@ -15,6 +15,7 @@ from msgspec import structs
 
 from runner import parts, remedies
 from runner.model import Answer, Attempt, JobState, Outcome, ResponseRef, Stored
+from runner.recordspool import RecordSpool
 from runner.remedies import Remedy
 from runner.results import Judge, Stray, rpc_code
 
@@ -70,9 +71,13 @@ class Collector:
         sent: Iterable[bytes],
         history: History,
         again: Callable[[Stored], tuple[bool, Remedy | None]] = lambda stored: (False, None),
+        records: RecordSpool | None = None,
     ) -> None:
         """`sent` are the lines of the attempt's shard; `again` says whether a failure is to be sent
-        again, and how."""
+        again, and how; `records` is given the answers that are records."""
+        self._records = records
+        if records is not None:
+            records.forget(attempt.token)
         self._history = history
         self._again_for = again
         self._again: dict[str, Remedy | None] = {}
@@ -82,7 +87,7 @@ class Collector:
         self._before = history.stored_among(list(self._found))
         self._classes: dict[str, Outcome] = {}
         self._strays: Counter[str] = Counter()
-        self._usage: Counter[str] = Counter()
+        self._usage: dict[str, int] = {}
 
     def line(self, line: bytes, ref: ResponseRef) -> None:
         """Take one response line, whatever it holds."""
@@ -102,9 +107,12 @@ class Collector:
             if before is Outcome.OK or answer.outcome is not Outcome.OK:
                 return
         self._classes[request_id] = answer.outcome
+        usage = self._usage
         for kind, count in answer.usage.items():
-            self._usage[kind] += count
+            usage[kind] = usage.get(kind, 0) + count
         self._found[request_id] = self._outcome(answer, ref)
+        if self._records is not None:
+            self._records.add(self._attempt.token, ref, answer)
 
     def finish(self) -> Ingested:
         """The outcomes, with `missing` for what did not come back."""
@@ -130,7 +138,7 @@ class Collector:
             lines=tuple(lines),
             outcomes=outcomes,
             strays=dict(self._strays),
-            usage=dict(self._usage),
+            usage=self._usage,
             again=self._again,
             unanswered=unanswered,
         )

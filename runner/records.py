@@ -50,14 +50,18 @@ def body(answer: Answer, spec: Spec) -> dict[str, Json]:
         if answer.parts:
             out["parts"] = list(answer.parts)
     elif isinstance(answer.value, dict):
-        out.update(answer.value)
         # The row's key stands there.
-        out.pop("_key", None)
+        out = {name: value for name, value in answer.value.items() if name != "_key"}
     else:
         out["value"] = answer.value
     if answer.repaired:
         out["_repaired"] = answer.repaired
     return out
+
+
+def fields(answer: Answer, spec: Spec) -> bytes:
+    """The record of one ok answer without its key, as the line of a JSON object."""
+    return dump_line(body(answer, spec))
 
 
 def combined(samples: Sequence[Sample], spec: Spec) -> dict[str, Json]:
@@ -112,17 +116,17 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     return dot / lengths if lengths else 0.0
 
 
-def meta(samples: Sequence[Sample]) -> dict[str, Json]:
+def meta(stored: Sequence[Stored]) -> dict[str, Json]:
     """Where a record came from: values of its one request, lists over its samples, tokens summed up."""
     fields: list[dict[str, Json]] = [
         {
-            "_request_id": s.stored.request_id,
-            "_attempt": s.stored.token,
-            "_model_version": s.stored.model_version,
-            "_usage": dict(s.stored.usage),
-            "_finish_reason": s.stored.finish_reason,
+            "_request_id": one.request_id,
+            "_attempt": one.token,
+            "_model_version": one.model_version,
+            "_usage": dict(one.usage),
+            "_finish_reason": one.finish_reason,
         }
-        for s in samples
+        for one in stored
     ]
     if len(fields) == 1:
         return fields[0]
@@ -135,11 +139,10 @@ def meta(samples: Sequence[Sample]) -> dict[str, Json]:
     return out
 
 
-def record(key: str, fields: Mapping[str, Json]) -> bytes:
-    """A record as a JSON line, `_key` first."""
-    tail = dump_line(fields)[1:]
+def record(key: str, found: bytes) -> bytes:
+    """A record as a JSON line, `_key` first; `found` is the line of an object with all the rest."""
     head = b'{"_key":' + orjson.dumps(key)
-    return head + tail if tail.startswith(b"}") else head + b"," + tail
+    return head + found[1:] if found.startswith(b"{}") else head + b"," + found[1:]
 
 
 def failed(key: str, samples: Sequence[Sample], spec: Spec) -> tuple[str, bytes]:

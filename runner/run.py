@@ -16,6 +16,7 @@ from runner.decide import Policy
 from runner.index import Index
 from runner.ledger import Ledger
 from runner.model import Json, PlannedShard, Spec
+from runner.recordspool import RecordSpool
 from runner.remedies import Remedy
 from runner.results import Judge
 from runner.store import Store
@@ -47,6 +48,8 @@ class Run:
     on_event: Callable[[Event], None]
     scratch: Path
     """A folder for files of this run."""
+    records: RecordSpool | None = None
+    """Records of what this run took in; None where it exports nothing."""
     mine: set[str] = field(default_factory=set)
     """Tokens of attempts that this run created."""
     uploads: dict[str, str] = field(default_factory=dict)
