@@ -130,11 +130,11 @@ class Apply:
         try:
             with (
                 tempfile.TemporaryDirectory(prefix="gbrun-") as scratch,
-                closing(RecordSpool(Path(scratch), self._run.spec)) as records,
+                closing(RecordSpool(self._run.spec)) as held,
             ):
-                self._run.scratch, self._run.records = Path(scratch), records
+                self._run.scratch, self._run.records = Path(scratch), held
                 if self._plan.rows_path is not None:
-                    self._spool = rowtable.connect(self._plan.rows_path)
+                    self._spool = rowtable.scratch(self._plan.rows_path)
                 return self._walk()
         except StateLocked:
             raise

@@ -38,7 +38,8 @@ def write(
     """Write the destinations beside their places, and the snapshot (where rows differ from the last one).
 
     The index must be in step with `state`. What is not placed is removed when `held` is closed. `overwrite`
-    takes tables of other owners over; `fresh` holds records that were made of answers when they came. Raises what `export.write` raises.
+    takes tables of other owners over; `fresh` holds records made of answers when they came. Raises what
+    `export.write` raises.
     """
     owner = owned(state, overwrite=overwrite)
     if plan.rows_path is None:
@@ -46,7 +47,7 @@ def write(
             spec, store, index.rows(), index.answered_among, lambda _: None, held, owner=owner, fresh=fresh
         )
         return Finished(_exported(state, plan, written), written, lambda: None)
-    spool = rowtable.connect(plan.rows_path)
+    spool = rowtable.scratch(plan.rows_path)
     try:
         outcomes: list[str] = []
         rows = rowtable.rows(spool)
@@ -62,7 +63,7 @@ def write(
             fresh=fresh,
         )
         with rowtable.transaction(spool):
-            rowtable.settle(spool, ((_final(outcome), at) for at, outcome in enumerate(outcomes)))
+            rowtable.settle(spool, [_final(outcome) for outcome in outcomes])
         known = {
             **index.components,
             plan.components_id: {"spec": plan.spec_digest, "digests": dict(plan.components)},

@@ -61,14 +61,15 @@ def rows(
         window: list[tuple[KnownRow, list[Stored] | str]] = []
         size = 0
         for row, ids in zip(page, asked, strict=True):
-            stored = [one for request_id in ids if (one := outcomes.get(request_id)) is not None]
-            if any(live(request_id) for request_id in ids):
+            stored = [outcomes[request_id] for request_id in ids if request_id in outcomes]
+            if any(map(live, ids)):
                 window.append((row, "in_flight"))
             elif len(stored) < len(ids):
                 window.append((row, "held_back"))
             else:
                 window.append((row, stored))
-                size += sum(one.ref.length for one in stored if one.ref is not None)
+                for one in stored:
+                    size += one.ref.length if one.ref is not None else 0
             if size >= _WINDOW_BYTES:
                 yield from reader.results(window)
                 window, size = [], 0

@@ -28,15 +28,25 @@ _LEVEL = 3
 
 def compress(lines: Iterable[bytes]) -> Iterator[bytes]:
     """One gzip member holding the lines, each given with its newline."""
+    # Plans read parts and write none.
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     packer = _packer()
     buffer: list[bytes] = []
     size = 0
-    for line in lines:
-        buffer.append(line)
-        size += len(line)
-        if size >= _READ_BYTES:
-            yield packer.compress(b"".join(buffer))
-            buffer, size = [], 0
+    waiting: Future[bytes] | None = None
+    # Another thread packs while the next lines are made.
+    with ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as thread:
+        for line in lines:
+            buffer.append(line)
+            size += len(line)
+            if size >= _READ_BYTES:
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = thread.submit(packer.compress, b"".join(buffer))
+                buffer, size = [], 0
+        if waiting is not None:
+            yield waiting.result()
     yield packer.compress(b"".join(buffer)) + packer.flush()
 
 

@@ -48,8 +48,6 @@ class Run:
     on_event: Callable[[Event], None]
     scratch: Path
     """A folder for files of this run."""
-    records: RecordSpool | None = None
-    """Records of what this run took in; None where it exports nothing."""
     mine: set[str] = field(default_factory=set)
     """Tokens of attempts that this run created."""
     uploads: dict[str, str] = field(default_factory=dict)
@@ -80,6 +78,8 @@ class Run:
     """Requests collected, per outcome."""
     usage: Counter[str] = field(default_factory=Counter)
     """Tokens of what was collected."""
+    records: RecordSpool | None = None
+    """Records of what was collected; None where nothing will be exported."""
 
     def event(self, kind: str, token: str, text: str, data: Mapping[str, Json] | None = None) -> None:
         """Tell whoever watches."""

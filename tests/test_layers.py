@@ -32,7 +32,7 @@ ORDER = words("""
     modelfacts lints specformat
     bqclient inputs.files inputs.bigquery inputs
     render remedies shard rowclass rowtable planspool plan causes
-    store indexfile index garbage roots keys repair answer_json results records ingest judged
+    store indexfile index garbage roots keys repair answer_json results records recordspool ingest judged
     outputs.atomicfile outputs.cells outputs.jsonl outputs.csv outputs.parquet outputs.sqlite
     outputs.bigquery outputs export
     emulator emulator.patterns emulator.messages emulator.wire emulator.database emulator.faults
