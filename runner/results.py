@@ -22,7 +22,7 @@ from runner import answer_json, validator
 from runner.model import Answer, Json, Outcome, Spec
 from runner.validator import Validator
 
-JUDGE_VERSION = 2
+JUDGE_VERSION = 3
 """Rises when the same stored response would be judged differently."""
 
 _TRANSIENT_CODES = frozenset({1, 2, 4, 8, 9, 10, 13, 14, 408, 429, 500, 502, 503, 504})
@@ -191,8 +191,8 @@ class Judge:
         if not isinstance(values, list) or not values:
             message = "the model gave no vector"
             return Answer(outcome=Outcome.TRANSIENT, code="EMPTY", message=message, **common)
-        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-            message = "the vector holds something that is no number"
+        if not all(map(_is_double, values)):
+            message = "the vector holds something that is no number, or too large for one"
             return Answer(outcome=Outcome.UNPARSEABLE, code="NOT_NUMBERS", message=message, **common)
         if self._dimensions is not None and len(values) != self._dimensions:
             message = f"the vector has {len(values):,} dimensions, and {self._dimensions:,} were asked for"
@@ -318,6 +318,12 @@ def _plain(line: bytes) -> _Line | None:
     ):
         return None
     return found
+
+
+def _is_double(value: Json) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 1 << 1023
+    return isinstance(value, float)
 
 
 def _unreadable(line: bytes) -> Answer | Stray:

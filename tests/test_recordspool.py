@@ -104,8 +104,8 @@ def test_an_output_that_is_read_anew_is_held_anew() -> None:
     spec = make_spec(output_schema=SCHEMA)
     with closing(RecordSpool(spec)) as records:
         broken = Taken(spec, records, [ok_line("r1", '{"n":1}'), ok_line("r2", '{"n":2}')])
-        again = Taken(spec, records, [ok_line("r3", '{"n":"x"}'), ok_line("r2", '{"n":4}')])
+        again = Taken(spec, records, [ok_line("r3", '{"n":"x"}'), ok_line("r2", "{}")])
         assert again.rows(records) == again.rows(None)
         refs = broken.stored["r1"].ref, again.stored["r3"].ref
         assert [ref and ref.offset for ref in refs] == [0, 0]
-        assert 0 not in records.fields("t-a1", 1, 0)
+        assert not records.fields("t-a1", 1, 0)

@@ -164,5 +164,5 @@ def test_meta_of_one_request_and_of_several() -> None:
 def test_every_field_of_meta_has_a_type() -> None:
     from builders import make_stored
 
-    told = records.meta([records.Sample(make_stored(), None)])
+    told = records.meta([make_stored()])
     assert list(told) == list(recordtypes.META)
