@@ -42,7 +42,8 @@ ORDER = words("""
     emulator.vertex emulator.service emulator.worker
     emulator.gcsroutes emulator.vertexroutes emulator.handler emulator.server emulator.foreground
     emulator.__main__ emulator.process
-    backends backends.memory backends.sdk backends.geminiwire backends.gemini backends.vertexwire
+    backends backends.memory backends.sdk backends.geminiwire backends.rest backends.gemini
+    backends.vertexwire
     backends.vertexstaging backends.vertex backends.local backends.direct backends.retry
     decide principal ledger purge run submission collection finish apply
     cancellation reconcile adoption destruction migration
@@ -177,6 +178,7 @@ def test_the_table_of_the_architecture_has_the_same_order(checkout: Path) -> Non
 
 GOOGLE = {
     "backends.sdk": ("google.genai", "google.auth"),
+    "backends.rest": ("google.genai",),
     "backends.gemini": ("google.genai",),
     "backends.vertex": ("google.genai", "google.auth", "google.oauth2"),
     "backends.vertexstaging": ("google.cloud", "google.api_core", "google.auth"),
