@@ -550,6 +550,8 @@ class JobState(enum.StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+    UNKNOWN = "unknown"
+    """One that this version has no name for; only in listings, where most jobs are not ours."""
 
     @property
     def terminal(self) -> bool:

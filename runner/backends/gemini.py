@@ -180,9 +180,8 @@ class GeminiBackend:
         """See `Backend.jobs`."""
         for operation in self._rest.listed("batches", "operations"):
             with self._rest.speaking("cannot read the list of jobs"):
-                job = geminiwire.read_listed(operation)
-            if job is not None:
-                yield job
+                job = geminiwire.read_job(operation, listed=True)
+            yield job
 
     def get(self, job_name: str) -> Job:
         """See `Backend.get`."""

@@ -155,9 +155,8 @@ class VertexBackend:
     def _listed(self, chosen: Mapping[str, str]) -> Iterator[Job]:
         for body in self._rest.listed("batchPredictionJobs", "batchPredictionJobs", chosen):
             with self._rest.speaking("cannot read the list of jobs"):
-                job = vertexwire.read_listed(body)
-            if job is not None:
-                yield job
+                job = vertexwire.read_job(body, listed=True)
+            yield job
 
     def get(self, job_name: str) -> Job:
         """See `Backend.get`."""
