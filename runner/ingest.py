@@ -142,6 +142,7 @@ class Collector:
             ref=ref,
             usage=answer.usage,
             model_version=answer.model_version,
+            response_id=answer.response_id,
             finish_reason=answer.finish_reason,
             remedies=remedies.told(remedied.remedy) if remedied else "",
         )

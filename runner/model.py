@@ -219,6 +219,8 @@ class Spec:
     generation_config: Mapping[str, Json] = field(default_factory=dict)
     embed_content_config: Mapping[str, Json] = field(default_factory=dict)
     """Without `title` and `normalize`."""
+    dimensions: int | None = None
+    """Of the vectors that are expected; None where neither the spec nor what is known of the model says."""
     title: Template | None = None
     """Title of the document to embed."""
     normalize: bool = False
@@ -378,6 +380,8 @@ class Stored(
     message: str = ""
     usage: Mapping[str, int] = {}
     model_version: str = ""
+    response_id: str = ""
+    """The service's name of the answer, for its support."""
     finish_reason: str = ""
     accepted: bool = False
     """A person took the outcome as final: it is not tried again."""
@@ -411,6 +415,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """How JSON was recovered (`fence`, `prose`), empty where it was strict."""
     usage: Mapping[str, int] = {}
     model_version: str = ""
+    response_id: str = ""
+    """The service's name of the answer, for its support."""
     finish_reason: str = ""
 
 

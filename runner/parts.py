@@ -171,8 +171,8 @@ def dump_outcome(stored: Stored) -> bytes:
         return _ENCODER.encode(stored) + b"\n"
     except UnicodeEncodeError:
         # The service's words may hold half a surrogate pair, which is no text.
-        words = {"code": stored.code, "message": stored.message, "model_version": stored.model_version}
-        clean = {name: value.encode("utf-8", "replace").decode() for name, value in words.items()}
+        words = ("code", "message", "model_version", "response_id", "finish_reason")
+        clean = {name: getattr(stored, name).encode("utf-8", "replace").decode() for name in words}
         return _ENCODER.encode(structs.replace(stored, **clean)) + b"\n"
 
 

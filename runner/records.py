@@ -134,6 +134,7 @@ def meta(stored: Sequence[Stored]) -> dict[str, Json]:
             "_request_id": one.request_id,
             "_attempt": one.token,
             "_model_version": one.model_version,
+            "_response_id": one.response_id,
             "_usage": dict(one.usage),
             "_finish_reason": one.finish_reason,
         }

@@ -107,7 +107,7 @@ class Judge:
             spec.output_schema,
             spec.failures.repair,
             embeds=spec.task == "embed_content",
-            dimensions=spec.embed_content_config.get("output_dimensionality"),
+            dimensions=spec.dimensions,
         )
 
     def line(self, line: bytes) -> Answer | Stray:
@@ -149,6 +149,7 @@ class Judge:
             text=text,
             usage=usage,
             model_version=response.modelVersion,
+            response_id=response.responseId,
             finish_reason="STOP",
         )
 
@@ -167,6 +168,8 @@ class Judge:
         if not isinstance(key, str) or not key:
             return Stray("no key")
         error = body.get("error")
+        if isinstance(error, str) and error:
+            error = {"message": error}
         if isinstance(error, dict):
             return _row_error(key, error)
         if body.get("status"):
@@ -186,6 +189,7 @@ class Judge:
             "request_id": key,
             "usage": _tokens({"prompt": response.get("tokenCount")}) or _usage(response.get("usageMetadata")),
             "model_version": _text(response.get("modelVersion")),
+            "response_id": _text(response.get("responseId")),
         }
         if not isinstance(values, list) or not values:
             message = "the model gave no vector"
@@ -194,7 +198,7 @@ class Judge:
             message = "the vector holds something that is no number, or too large for one"
             return Answer(outcome=Outcome.UNPARSEABLE, code="NOT_NUMBERS", message=message, **common)
         if self._dimensions is not None and len(values) != self._dimensions:
-            message = f"the vector has {len(values):,} dimensions, and {self._dimensions:,} were asked for"
+            message = f"the vector has {len(values):,} dimensions, and {self._dimensions:,} were expected"
             return Answer(outcome=Outcome.INVALID, code="DIMENSIONS", message=message, **common)
         return Answer(outcome=Outcome.OK, value=values, **common)
 
@@ -209,6 +213,7 @@ class Judge:
             "request_id": key,
             "usage": _usage(response.get("usageMetadata")),
             "model_version": _text(response.get("modelVersion")),
+            "response_id": _text(response.get("responseId")),
             "finish_reason": reason,
         }
         feedback = response.get("promptFeedback")
@@ -289,6 +294,7 @@ class _Response(msgspec.Struct, gc=False):
     candidates: list[_Candidate]
     usageMetadata: _Usage
     modelVersion: str = ""
+    responseId: str = ""
     promptFeedback: msgspec.UnsetType = msgspec.UNSET
 
 

@@ -27,9 +27,9 @@ ORDER = words("""
     blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcs
     diagnostics badrows schemafile
     sandbox response_schema importer validator
-    marks yamlnodes yamlfile tree shape layers variables specpaths templates bigqueryspec taskspec
+    modelfacts marks yamlnodes yamlfile tree shape layers variables specpaths templates bigqueryspec taskspec
     pydanticmodel outputschema recordtypes columns destinationspec backendspec statespec spec
-    modelfacts lints specformat
+    lints specformat
     bqclient inputs.files inputs.bigquery inputs
     render remedies shard rowclass rowtable planspool plan causes
     store indexfile index garbage roots keys repair answer_json results records recordspool ingest judged

@@ -510,3 +510,16 @@ def test_a_vector_of_anything_but_doubles_is_none(value: bytes) -> None:
     found = Judge(None, embeds=True).line(line)
     assert isinstance(found, Answer)
     assert (found.outcome, found.code) == (Outcome.UNPARSEABLE, "NOT_NUMBERS")
+
+
+def test_an_error_may_be_words_alone() -> None:
+    found = Judge(None).line(b'{"key":"r1","error":"backend went away"}')
+    assert isinstance(found, Answer)
+    assert (found.outcome, found.code, found.message) == (Outcome.TRANSIENT, "UNKNOWN", "backend went away")
+
+
+@pytest.mark.parametrize("parts", [["{}"], ["{}", {"functionCall": {"name": "f"}}]], ids=["short", "long"])
+def test_the_name_of_an_answer_is_read_either_way(parts: list[Any]) -> None:
+    found = Judge(None).line(ok_line("r1", *parts, responseId="Zx9"))
+    assert isinstance(found, Answer)
+    assert found.response_id == "Zx9"
