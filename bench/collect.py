@@ -2,8 +2,9 @@
 
     python bench/collect.py [--counts 10000,100000] [--runs 3]
 
-A service made of files answers at once with lines of about 2.4 KB. What is timed, in one process, is what
-an apply does from the first look at the ended jobs to the placed destination. The machine should be quiet.
+A service made of files answers at once, in turn with the two kinds of answers that there are: a long text
+in a small object, and an invoice of many small fields. What is timed, in one process, is what an apply does
+from the first look at the ended jobs to the placed destination. The machine should be quiet.
 """
 
 import argparse
@@ -43,17 +44,85 @@ backend: local
 inputs: data/**/*.txt
 model: gemini-3.5-flash-lite
 prompt: "{{ input.text }}"
-output_schema:
-  type: object
-  properties:
-    team: {type: string, enum: [billing, outage, other]}
-    score: {type: number, minimum: 0}
-    tags: {type: array, items: {type: string}}
-    summary: {type: string}
-  required: [team, score, tags]
+output_schema: schema.json
 destination: out/bench.jsonl
 cleanup: keep
 """
+
+
+SCHEMAS = {
+    "long texts": {
+        "type": "object",
+        "properties": {
+            "team": {"type": "string", "enum": ["billing", "outage", "other"]},
+            "score": {"type": "number", "minimum": 0},
+            "tags": {"type": "array", "items": {"type": "string"}},
+            "summary": {"type": "string"},
+        },
+        "required": ["team", "score", "tags"],
+    },
+    "invoices": {
+        "type": "object",
+        "properties": {
+            "number": {"type": "string", "pattern": "^INV-[0-9]{6}$"},
+            "date": {"type": "string", "format": "date"},
+            "currency": {"type": "string", "enum": ["EUR", "USD"]},
+            "vendor": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "email": {"type": "string", "format": "email"}},
+                "required": ["name"],
+            },
+            "line_items": {"type": "array", "items": {"$ref": "#/$defs/item"}},
+            "total": {"type": "number"},
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        },
+        "required": ["number", "line_items", "total"],
+        "$defs": {
+            "item": {
+                "type": "object",
+                "properties": {
+                    "description": {"type": "string"},
+                    "quantity": {"type": "integer", "minimum": 0},
+                    "unit_price": {"type": "number"},
+                    "tax": {"type": "number"},
+                },
+                "required": ["description", "quantity", "unit_price"],
+            }
+        },
+    },
+}
+
+
+def long_text(rng):
+    return {
+        "team": rng.choice(["billing", "outage", "other"]),
+        "score": round(rng.random(), 3),
+        "tags": rng.choices(WORDS, k=5),
+        "summary": " ".join(rng.choices(WORDS, k=250)),
+    }
+
+
+def invoice(rng):
+    return {
+        "number": f"INV-{rng.randrange(10**6):06d}",
+        "date": f"2026-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}",
+        "currency": rng.choice(["EUR", "USD"]),
+        "vendor": {"name": rng.choice(WORDS), "email": f"{rng.choice(WORDS)}@example.com"},
+        "line_items": [
+            {
+                "description": " ".join(rng.choices(WORDS, k=4)),
+                "quantity": rng.randint(1, 20),
+                "unit_price": round(rng.random() * 100, 2),
+                "tax": rng.choice([0, 7, 19]),
+            }
+            for _ in range(14)
+        ],
+        "total": round(rng.random() * 1000, 2),
+        "note": rng.choice([None, " ".join(rng.choices(WORDS, k=20))]),
+    }
+
+
+MAKERS = {"long texts": long_text, "invoices": invoice}
 
 
 class Files:
@@ -87,7 +156,7 @@ class Files:
                 yield chunk
 
 
-def answers(folder, state, out):
+def answers(folder, state, out, make):
     """The output of every job in flight, one file each; all of them in one file for the bare loop."""
     rng = random.Random(7)
     store = Store(LocalBlobs(state), None, "state")
@@ -95,13 +164,8 @@ def answers(folder, state, out):
         for attempt, _ in store.attempts():
             with (out / attempt.token).open("wb") as file:
                 for line in store.shard_lines(attempt.shard_id):
-                    answer = {
-                        "team": rng.choice(["billing", "outage", "other"]),
-                        "score": round(rng.random(), 3),
-                        "tags": rng.choices(WORDS, k=5),
-                        "summary": " ".join(rng.choices(WORDS, k=250)),
-                    }
-                    part = {"content": {"parts": [{"text": json.dumps(answer)}], "role": "model"}}
+                    text = json.dumps(make(rng))
+                    part = {"content": {"parts": [{"text": text}], "role": "model"}}
                     response = {
                         "candidates": [{**part, "finishReason": "STOP", "index": 0}],
                         "usageMetadata": {"promptTokenCount": 900, "candidatesTokenCount": 300},
@@ -180,31 +244,38 @@ def main():
     options.add_argument("--runs", type=int, default=3)
     chosen = options.parse_args()
     for count in map(int, chosen.counts.split(",")):
-        with tempfile.TemporaryDirectory(prefix="gbrun-bench-") as temporary:
-            folder = Path(temporary)
-            for number in range(count):
-                place = folder / "data" / f"{number // 1000:04d}"
-                place.mkdir(parents=True, exist_ok=True)
-                (place / f"{number:07d}.txt").write_text(f"{number}")
-            (folder / "spec.yaml").write_text(SPEC)
-            spec = specfile.load(folder / "spec.yaml", environ={})
-            submitted, outputs = folder / "submitted", folder / "outputs"
-            submitted.mkdir()
-            outputs.mkdir()
-            store, known, made = planned(spec, submitted, folder / "work")
-            carry_out(spec, store, known, made, Files(outputs), wait=False)
-            known.close()
-            answers(folder, submitted, outputs)
-            runs = [one(folder, spec, submitted, outputs, number) for number in range(chosen.runs)]
-        bare_s = statistics.median(run[0] for run in runs)
-        ours_s = statistics.median(run[1] for run in runs)
-        ratio = statistics.median(ours / bare for bare, ours in runs)
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(
-            f"collect, {count:,} lines{'':<20} bare {bare_s:7.2f} s  gbrun {ours_s:7.2f} s"
-            f"  ratio {ratio:5.2f}  peak {peak_mb:5.0f} MB  {count / ours_s:,.0f} rows/s",
-            flush=True,
-        )
+        for kind in SCHEMAS:
+            with tempfile.TemporaryDirectory(prefix="gbrun-bench-") as temporary:
+                measure(Path(temporary), kind, count, chosen.runs)
+
+
+def measure(folder, kind, count, times):
+    for number in range(count):
+        place = folder / "data" / f"{number // 1000:04d}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number:07d}.txt").write_text(f"{number}")
+    (folder / "schema.json").write_text(json.dumps(SCHEMAS[kind]))
+    (folder / "spec.yaml").write_text(SPEC)
+    spec = specfile.load(folder / "spec.yaml", environ={})
+    submitted, outputs = folder / "submitted", folder / "outputs"
+    submitted.mkdir()
+    outputs.mkdir()
+    store, known, made = planned(spec, submitted, folder / "work")
+    carry_out(spec, store, known, made, Files(outputs), wait=False)
+    known.close()
+    answers(folder, submitted, outputs, MAKERS[kind])
+    line_bytes = (folder / "responses.jsonl").stat().st_size / count
+    runs = [one(folder, spec, submitted, outputs, number) for number in range(times)]
+    bare_s = statistics.median(run[0] for run in runs)
+    ours_s = statistics.median(run[1] for run in runs)
+    ratio = statistics.median(ours / bare for bare, ours in runs)
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    what = f"collect, {count:,} {kind} of {line_bytes / 1000:.1f} KB"
+    print(
+        f"{what:<44} bare {bare_s:7.2f} s  gbrun {ours_s:7.2f} s  ratio {ratio:5.2f}"
+        f"  peak {peak_mb:5.0f} MB  {count / ours_s:,.0f} rows/s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class _Lines:
         self._shards = shards
         self._folder = folder
         self._count = 0
-        self._db = rowtable.connect(folder / "lines.sqlite")
+        self._db = rowtable.scratch(folder / "lines.sqlite")
         self._db.executescript(_SCHEMA)
         with rowtable.transaction(self._db):
             self._db.executemany(

@@ -55,6 +55,8 @@ def extract_json(text: str, *, repair: bool = False) -> tuple[Json, str] | None:
         except (ValueError, RecursionError):
             continue
         return None if _is_open(text, end) else (value, "fence")
+    if "}" not in text and "]" not in text:
+        return None
     found = _in_prose(text)
     if found is not None:
         value, end = found

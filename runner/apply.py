@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from runner.errors import BackendError, PlanStale, StateError, StateLocked
 from runner.index import Index
 from runner.ledger import Ledger
 from runner.model import Json, Plan, Spec, State
+from runner.recordspool import RecordSpool
 from runner.results import Judge
 from runner.run import Event, Run
 from runner.store import Store
@@ -127,10 +128,13 @@ class Apply:
             state cannot be written any more, the hint says which jobs go on at the service.
         """
         try:
-            with tempfile.TemporaryDirectory(prefix="gbrun-") as scratch:
-                self._run.scratch = Path(scratch)
+            with (
+                tempfile.TemporaryDirectory(prefix="gbrun-") as scratch,
+                closing(RecordSpool(self._run.spec)) as held,
+            ):
+                self._run.scratch, self._run.records = Path(scratch), held
                 if self._plan.rows_path is not None:
-                    self._spool = rowtable.connect(self._plan.rows_path)
+                    self._spool = rowtable.scratch(self._plan.rows_path)
                 return self._walk()
         except StateLocked:
             raise
@@ -295,7 +299,14 @@ class Apply:
         run.index.sync(ledger.state, ledger.attempts.values())
         with ExitStack() as held:
             done = finish.write(
-                run.spec, self._plan, ledger.state, run.store, run.index, held, overwrite=self._overwrite
+                run.spec,
+                self._plan,
+                ledger.state,
+                run.store,
+                run.index,
+                held,
+                overwrite=self._overwrite,
+                fresh=run.records,
             )
             # The root first: killed in between, the next plan sees that the files are not there yet.
             ledger.save(replace(done.state, last_apply_at=run.clock.now()))

@@ -252,6 +252,7 @@ _FURTHEST = (
     JobState.RUNNING,
     JobState.PAUSED,
     JobState.PENDING,
+    JobState.UNKNOWN,
     JobState.CANCELLING,
     JobState.EXPIRED,
     JobState.FAILED,

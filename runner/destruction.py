@@ -48,7 +48,9 @@ def remains(lineage: str, attempts: Sequence[Attempt], listing: Iterable[Job]) -
         uploads=tuple(
             a.upload_name or a.token
             for a in attempts
-            if a.state is AttemptState.PREPARED or (a.upload_name and a.state is not AttemptState.CLEANED)
+            # One that was given up before its request was sent may have uploaded its file all the same.
+            if a.state in (AttemptState.PREPARED, AttemptState.VOID)
+            or (a.upload_name and a.state is not AttemptState.CLEANED)
         ),
         doubtful=tuple(
             a

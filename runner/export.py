@@ -9,11 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from runner import outputs
 from runner.model import NOBODY, Outcome, Owner, Spec, Stored
 from runner.rowtable import KnownRow
 from runner.store import Store
+
+if TYPE_CHECKING:
+    # Plans only look at destinations.
+    from runner.recordspool import RecordSpool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +47,14 @@ def write(
     settled: Callable[[str], None] = lambda outcome: None,
     *,
     owner: Owner = NOBODY,
+    fresh: RecordSpool | None = None,
 ) -> Written:
     """Write records and failures, in the order of `rows`, beside their places; `Written.place` moves them.
 
     The caller names what will be there in the state first, so that a run that is killed in
     between leaves a state that sees the difference. `answered` and `live` are as for `judged.rows`.
     What is not placed is removed when `held` is closed. `settled` is told the class of each row. `owner` is
-    the state that the records are of.
+    the state that the records are of; `fresh` is as for `judged.rows`.
 
     Raises:
         StateUnreadable: a response that an outcome refers to is gone or damaged.
@@ -59,7 +65,7 @@ def write(
     # Plans only look at destinations.
     from runner import judged
 
-    for found in judged.rows(spec, store, rows, answered, live):
+    for found in judged.rows(spec, store, rows, answered, live, fresh):
         counts[found.outcome] += 1
         settled(found.outcome)
         if found.outcome == Outcome.OK:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from runner import export, rowtable
 from runner.index import Index
 from runner.model import Export, Json, Owner, Plan, Spec, State
+from runner.recordspool import RecordSpool
 from runner.store import Store
 
 
@@ -32,27 +33,37 @@ def write(
     held: ExitStack,
     *,
     overwrite: bool = False,
+    fresh: RecordSpool | None = None,
 ) -> Finished:
     """Write the destinations beside their places, and the snapshot (where rows differ from the last one).
 
     The index must be in step with `state`. What is not placed is removed when `held` is closed. `overwrite`
-    takes objects and tables of other owners over. Raises what `export.write` raises.
+    takes objects and tables of other owners over; `fresh` holds records made of answers when they came.
+    Raises what `export.write` raises.
     """
     owner = owned(state, overwrite=overwrite)
     if plan.rows_path is None:
         written = export.write(
-            spec, store, index.rows(), index.answered_among, lambda _: None, held, owner=owner
+            spec, store, index.rows(), index.answered_among, lambda _: None, held, owner=owner, fresh=fresh
         )
         return Finished(_exported(state, plan, written), written, lambda: None)
-    spool = rowtable.connect(plan.rows_path)
+    spool = rowtable.scratch(plan.rows_path)
     try:
         outcomes: list[str] = []
         rows = rowtable.rows(spool)
         written = export.write(
-            spec, store, rows, index.answered_among, lambda _: None, held, outcomes.append, owner=owner
+            spec,
+            store,
+            rows,
+            index.answered_among,
+            lambda _: None,
+            held,
+            outcomes.append,
+            owner=owner,
+            fresh=fresh,
         )
         with rowtable.transaction(spool):
-            rowtable.settle(spool, ((_final(outcome), at) for at, outcome in enumerate(outcomes)))
+            rowtable.settle(spool, [_final(outcome) for outcome in outcomes])
         known = {
             **index.components,
             plan.components_id: {"spec": plan.spec_digest, "digests": dict(plan.components)},

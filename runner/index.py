@@ -25,7 +25,7 @@ from runner.rowtable import KnownRow
 from runner.store import Store
 
 _NAME = "index.sqlite"
-_VERSION = "5"
+_VERSION = "6"
 _LOOKUPS = 500
 """Requests that are looked up by one query."""
 RACY_NS = 2_000_000_000
@@ -38,7 +38,7 @@ CREATE INDEX row_requests ON row(requests);
 CREATE TABLE outcome (request_id TEXT PRIMARY KEY, outcome TEXT NOT NULL, line BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE remedied (request_id TEXT PRIMARY KEY, of TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE token (token TEXT PRIMARY KEY, summary TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE live (request_id TEXT PRIMARY KEY, token TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE live (request_id TEXT, token TEXT, PRIMARY KEY (request_id, token)) WITHOUT ROWID;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 )
@@ -242,8 +242,8 @@ class Index:
         """The token of the live attempt that holds a request."""
         if not self._live:
             return None
-        found = self._db.execute("SELECT token FROM live WHERE request_id = ?", (request_id,)).fetchone()
-        return None if found is None else str(found[0])
+        found = self._db.execute("SELECT token FROM live WHERE request_id = ?", (request_id,))
+        return next((token for (token,) in found if token in self._live), None)
 
     def in_flight(self, request_id: str) -> str | None:
         """The token of the live attempt that holds a request, or what is to stand for it."""
@@ -254,7 +254,8 @@ class Index:
     @property
     def live_count(self) -> int:
         """Requests in live attempts."""
-        found: int = self._db.execute("SELECT count(*) FROM live").fetchone()[0]
+        query = "SELECT count(DISTINCT request_id) FROM live WHERE token IN (SELECT value FROM json_each(?))"
+        found: int = self._db.execute(query, (orjson.dumps(sorted(self._live)).decode(),)).fetchone()[0]
         return found
 
     def ingested(self, token: str) -> Mapping[str, Mapping[str, int]] | None:
@@ -324,14 +325,20 @@ class Index:
 
     def _load_live(self, attempts: list[Attempt]) -> None:
         self._live = frozenset(a.token for a in attempts)
-        want = ",".join(sorted(self._live))
-        if self._meta("live") == want:
-            return
-        self._db.execute("DELETE FROM live")
+        before = set(self._meta("live").split(",")) - {""}
+        known = set(before)
+        if not self._live:
+            self._db.execute("DELETE FROM live")
+            known.clear()
+        # What has ended stays until all have: to take each out as it ends costs as much as to take it in.
         for attempt in attempts:
-            ids = ((parts.request_id(x), attempt.token) for x in self._store.shard_lines(attempt.shard_id))
-            self._db.executemany("INSERT OR IGNORE INTO live VALUES (?, ?)", ids)
-        self._set_meta("live", want)
+            if attempt.token not in known:
+                found = map(parts.request_id, self._store.shard_lines(attempt.shard_id))
+                rows = ((request_id, attempt.token) for request_id in found)
+                self._db.executemany("INSERT OR IGNORE INTO live VALUES (?, ?)", rows)
+                known.add(attempt.token)
+        if known != before:
+            self._set_meta("live", ",".join(sorted(known)))
 
     def _reset(self) -> None:
         for table in ("row", "page", "outcome", "remedied", "token", "live"):

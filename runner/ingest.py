@@ -51,8 +51,6 @@ class Ingested:
     """Tokens: prompt, cached, output, thoughts."""
     again: Mapping[str, Remedy | None]
     """Requests that may end better in another attempt and have one left: None to send them as they are."""
-    unanswered: int
-    """Requests without a line that get no outcome because the attempt itself failed."""
 
 
 def failed_as_a_whole(attempt: Attempt) -> bool:
@@ -70,9 +68,11 @@ class Collector:
         sent: Iterable[bytes],
         history: History,
         again: Callable[[Stored], tuple[bool, Remedy | None]] = lambda stored: (False, None),
+        keep: Callable[[ResponseRef, Answer], None] = lambda ref, answer: None,
     ) -> None:
         """`sent` are the lines of the attempt's shard; `again` says whether a failure is to be sent
-        again, and how."""
+        again, and how; `keep` is given each answer that counts, and its place."""
+        self._keep = keep
         self._history = history
         self._again_for = again
         self._again: dict[str, Remedy | None] = {}
@@ -82,15 +82,14 @@ class Collector:
         self._before = history.stored_among(list(self._found))
         self._classes: dict[str, Outcome] = {}
         self._strays: Counter[str] = Counter()
-        self._usage: Counter[str] = Counter()
+        self._usage: dict[str, int] = {}
 
     def line(self, line: bytes, ref: ResponseRef) -> None:
         """Take one response line, whatever it holds."""
-        if not line.strip():
-            return
         answer = self._judge.line(line)
         if isinstance(answer, Stray):
-            self._strays[answer.what] += 1
+            if line.strip():
+                self._strays[answer.what] += 1
             return
         request_id = answer.request_id
         if request_id not in self._found:
@@ -102,37 +101,31 @@ class Collector:
             if before is Outcome.OK or answer.outcome is not Outcome.OK:
                 return
         self._classes[request_id] = answer.outcome
+        usage = self._usage
         for kind, count in answer.usage.items():
-            self._usage[kind] += count
+            usage[kind] = usage.get(kind, 0) + count
         self._found[request_id] = self._outcome(answer, ref)
+        self._keep(ref, answer)
 
     def finish(self) -> Ingested:
         """The outcomes, with `missing` for what did not come back."""
         code, message = _why_missing(self._attempt)
         whole = failed_as_a_whole(self._attempt)
         lines: list[bytes] = []
-        counts: Counter[str] = Counter()
-        unanswered = 0
         for request_id, line in self._found.items():
             if line is None and whole:
-                unanswered += 1
                 continue
             if line is None:
                 answer = Answer(request_id=request_id, outcome=Outcome.MISSING, code=code, message=message)
                 line = self._outcome(answer, None)
-                counts[Outcome.MISSING] += 1
-            else:
-                counts[self._classes[request_id]] += 1
-            if line:
-                lines.append(line)
-        outcomes = {str(name): count for name, count in counts.items()}
+                self._classes[request_id] = Outcome.MISSING
+            lines.append(line)
         return Ingested(
             lines=tuple(lines),
-            outcomes=outcomes,
+            outcomes={str(name): count for name, count in Counter(self._classes.values()).items()},
             strays=dict(self._strays),
-            usage=dict(self._usage),
+            usage=self._usage,
             again=self._again,
-            unanswered=unanswered,
         )
 
     def _outcome(self, answer: Answer, ref: ResponseRef | None) -> bytes:
@@ -149,6 +142,7 @@ class Collector:
             ref=ref,
             usage=answer.usage,
             model_version=answer.model_version,
+            response_id=answer.response_id,
             finish_reason=answer.finish_reason,
             remedies=remedies.told(remedied.remedy) if remedied else "",
         )

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
+import msgspec
 from msgspec import structs
 
 from runner import records
 from runner.errors import StateUnreadable
 from runner.model import Answer, Outcome, Spec, Stored
 from runner.records import Sample
+from runner.recordspool import RecordSpool
 from runner.results import Judge, dump_line
 from runner.rowtable import KnownRow
 from runner.store import Store
@@ -25,8 +26,7 @@ _PAGE_ROWS = 5_000
 _WINDOW_BYTES = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class RowResult:
+class RowResult(msgspec.Struct, frozen=True, gc=False):
     """What is written for one row."""
 
     outcome: str
@@ -43,15 +43,17 @@ def rows(
     found: Iterable[KnownRow],
     answered: Callable[[Sequence[str]], Mapping[str, Stored]],
     live: Callable[[str], str | None],
+    fresh: RecordSpool | None = None,
 ) -> Iterator[RowResult]:
     """One result per row, in the order given.
 
-    `answered` gives the latest outcomes of what stands for requests, `live` the attempt that holds one.
+    `answered` gives the latest outcomes of what stands for requests, `live` the attempt that holds one,
+    `fresh` the records that were made of answers when they came.
 
     Raises:
         StateUnreadable: a response that an outcome refers to is gone or damaged.
     """
-    reader = _Reader(spec, store)
+    reader = _Reader(spec, store, fresh)
     rows = iter(found)
     while page := list(islice(rows, _PAGE_ROWS)):
         asked = [row.ids for row in page]
@@ -59,14 +61,15 @@ def rows(
         window: list[tuple[KnownRow, list[Stored] | str]] = []
         size = 0
         for row, ids in zip(page, asked, strict=True):
-            stored = [one for request_id in ids if (one := outcomes.get(request_id)) is not None]
-            if any(live(request_id) for request_id in ids):
+            stored = [outcomes[request_id] for request_id in ids if request_id in outcomes]
+            if any(map(live, ids)):
                 window.append((row, "in_flight"))
             elif len(stored) < len(ids):
                 window.append((row, "held_back"))
             else:
                 window.append((row, stored))
-                size += sum(one.ref.length for one in stored if one.ref is not None)
+                for one in stored:
+                    size += one.ref.length if one.ref is not None else 0
             if size >= _WINDOW_BYTES:
                 yield from reader.results(window)
                 window, size = [], 0
@@ -88,46 +91,66 @@ def again(spec: Spec, store: Store) -> Callable[[Stored], Stored]:
 
 
 class _Reader:
-    def __init__(self, spec: Spec, store: Store) -> None:
+    def __init__(self, spec: Spec, store: Store, fresh: RecordSpool | None) -> None:
+        self._fresh = fresh
         self._spec = spec
         self._store = store
         self._judge = Judge.of(spec)
         self._with_meta = any("meta" in destination.include for destination in spec.destinations)
 
     def results(self, window: list[tuple[KnownRow, list[Stored] | str]]) -> Iterator[RowResult]:
-        answers = self._answers([one for _, stored in window if isinstance(stored, list) for one in stored])
+        ready, answers = self._read(
+            one for _, stored in window if isinstance(stored, list) for one in stored if one.ref is not None
+        )
         for row, stored in window:
             if isinstance(stored, str):
                 yield RowResult(stored, b"")
-            elif row.bad is not None:
-                bad = row.bad
-                where = f"{bad.path}:{bad.line}: " if bad.path else ""
-                line = records.failure(row.key, Outcome.BAD_INPUT, bad.code, where + bad.message, 0, None)
-                yield RowResult(Outcome.BAD_INPUT, line)
+            elif row.problem:
+                yield RowResult(Outcome.BAD_INPUT, _bad(row))
+            elif len(stored) == 1 and (fields := ready.get(stored[0].request_id)) is not None:
+                yield RowResult(Outcome.OK, records.record(row.key, fields), self._meta(stored))
             else:
-                yield self._result(row.key, [Sample(one, answers.get(one.request_id)) for one in stored])
+                yield self._judged(row.key, [Sample(one, answers.get(one.request_id)) for one in stored])
 
-    def _result(self, key: str, samples: list[Sample]) -> RowResult:
+    def _judged(self, key: str, samples: list[Sample]) -> RowResult:
         spec = self._spec
         needed = spec.samples.needed if spec.samples.count > 1 else len(samples)
         if records.row_class([sample.outcome for sample in samples], needed) != Outcome.OK:
             return RowResult(*records.failed(key, samples, spec))
-        meta = dump_line(records.meta(samples)) if self._with_meta else b""
-        return RowResult(Outcome.OK, records.record(key, records.combined(samples, spec)), meta)
+        line = records.record(key, dump_line(records.combined(samples, spec)))
+        return RowResult(Outcome.OK, line, self._meta([sample.stored for sample in samples]))
 
-    def _answers(self, wanted: Iterable[Stored]) -> dict[str, Answer]:
-        """Request id -> its answer, for those of which a line came back."""
+    def _meta(self, stored: Sequence[Stored]) -> bytes:
+        return dump_line(records.meta(stored)) if self._with_meta else b""
+
+    def _read(self, wanted: Iterable[Stored]) -> tuple[dict[str, bytes], dict[str, Answer]]:
+        """Fields of records that are ready, and answers of all others, by request id."""
         places: defaultdict[tuple[str, int, int], list[Stored]] = defaultdict(list)
         for one in wanted:
-            if one.ref is not None:
-                places[one.token, one.ref.part, one.ref.member].append(one)
-        found: dict[str, Answer] = {}
+            assert one.ref is not None
+            places[one.token, one.ref.part, one.ref.member].append(one)
+        ready: dict[str, bytes] = {}
+        answers: dict[str, Answer] = {}
         for (token, part, member), stored in sorted(places.items()):
-            data = self._store.response_member(token, part, member)
+            held = self._fresh.fields(token, part, member) if self._fresh is not None else {}
+            data = None
             for one in stored:
-                assert one.ref is not None
-                answer = self._judge.line(data[one.ref.offset : one.ref.offset + one.ref.length])
+                ref = one.ref
+                assert ref is not None
+                fields = held.get(ref.offset)
+                if fields is not None and not one.remedies:
+                    ready[one.request_id] = fields
+                    continue
+                data = data if data is not None else self._store.response_member(token, part, member)
+                answer = self._judge.line(data[ref.offset : ref.offset + ref.length])
                 if not isinstance(answer, Answer) or answer.request_id != one.request_id:
                     raise StateUnreadable(f"responses/{token}.{part}.jsonl.gz does not hold {one.request_id}")
-                found[one.request_id] = answer
-        return found
+                answers[one.request_id] = answer
+        return ready, answers
+
+
+def _bad(row: KnownRow) -> bytes:
+    bad = row.bad
+    assert bad is not None
+    where = f"{bad.path}:{bad.line}: " if bad.path else ""
+    return records.failure(row.key, Outcome.BAD_INPUT, bad.code, where + bad.message, 0, None)

@@ -236,6 +236,8 @@ class Spec:
     generation_config: Mapping[str, Json] = field(default_factory=dict)
     embed_content_config: Mapping[str, Json] = field(default_factory=dict)
     """Without `title` and `normalize`."""
+    dimensions: int | None = None
+    """Of the vectors that are expected; None where neither the spec nor what is known of the model says."""
     title: Template | None = None
     """Title of the document to embed."""
     normalize: bool = False
@@ -395,6 +397,8 @@ class Stored(
     message: str = ""
     usage: Mapping[str, int] = {}
     model_version: str = ""
+    response_id: str = ""
+    """The service's name of the answer, for its support."""
     finish_reason: str = ""
     accepted: bool = False
     """A person took the outcome as final: it is not tried again."""
@@ -428,6 +432,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """How JSON was recovered (`fence`, `prose`), empty where it was strict."""
     usage: Mapping[str, int] = {}
     model_version: str = ""
+    response_id: str = ""
+    """The service's name of the answer, for its support."""
     finish_reason: str = ""
 
 
@@ -574,6 +580,8 @@ class JobState(enum.StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+    UNKNOWN = "unknown"
+    """One that this version has no name for; only in listings, where most jobs are not ours."""
 
     @property
     def terminal(self) -> bool:

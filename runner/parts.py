@@ -28,15 +28,25 @@ _LEVEL = 3
 
 def compress(lines: Iterable[bytes]) -> Iterator[bytes]:
     """One gzip member holding the lines, each given with its newline."""
+    # Plans read parts and write none.
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     packer = _packer()
     buffer: list[bytes] = []
     size = 0
-    for line in lines:
-        buffer.append(line)
-        size += len(line)
-        if size >= _READ_BYTES:
-            yield packer.compress(b"".join(buffer))
-            buffer, size = [], 0
+    waiting: Future[bytes] | None = None
+    # Another thread packs while the next lines are made.
+    with ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as thread:
+        for line in lines:
+            buffer.append(line)
+            size += len(line)
+            if size >= _READ_BYTES:
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = thread.submit(packer.compress, b"".join(buffer))
+                buffer, size = [], 0
+        if waiting is not None:
+            yield waiting.result()
     yield packer.compress(b"".join(buffer)) + packer.flush()
 
 
@@ -161,8 +171,8 @@ def dump_outcome(stored: Stored) -> bytes:
         return _ENCODER.encode(stored) + b"\n"
     except UnicodeEncodeError:
         # The service's words may hold half a surrogate pair, which is no text.
-        words = {"code": stored.code, "message": stored.message, "model_version": stored.model_version}
-        clean = {name: value.encode("utf-8", "replace").decode() for name, value in words.items()}
+        words = ("code", "message", "model_version", "response_id", "finish_reason")
+        clean = {name: getattr(stored, name).encode("utf-8", "replace").decode() for name in words}
         return _ENCODER.encode(structs.replace(stored, **clean)) + b"\n"
 
 

@@ -43,7 +43,7 @@ class PlanSpool:
     def begin(self, ordinal: int) -> sqlite3.Connection:
         """Begin at this ordinal, with the rows before it as they were."""
         if self._db is None:
-            self._db = rowtable.connect(self.path)
+            self._db = rowtable.scratch(self.path)
             self._db.executescript(rowtable.ROW_SCHEMA + rowtable.CHANGE_SCHEMA)
             self._db.execute("BEGIN")
             unchanged = itertools.takewhile(lambda row: row.ordinal < ordinal, self._before())

@@ -61,7 +61,7 @@ class Purge:
         self._store = store
         self._picked = picked
         self._unknown = unknown
-        self._db = rowtable.connect(workspace / "purge.sqlite")
+        self._db = rowtable.scratch(workspace / "purge.sqlite")
         self._db.executescript(_SCHEMA)
         self._subject = Subject()
         self._remedied_by: dict[str, set[str]] = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -42,52 +44,60 @@ def row_class(outcomes: Sequence[str], needed: int) -> str:
 
 def body(answer: Answer, spec: Spec) -> dict[str, Json]:
     """The fields of a record from one ok answer, without its key."""
-    out: dict[str, Json] = {}
-    if spec.task == "embed_content":
-        out["embedding"] = unit(answer.value) if spec.normalize else answer.value
-    elif spec.output_schema is None:
-        out["text"] = answer.text
-        if answer.parts:
-            out["parts"] = list(answer.parts)
-    elif isinstance(answer.value, dict):
-        out.update(answer.value)
-        # The row's key stands there.
-        out.pop("_key", None)
-    else:
-        out["value"] = answer.value
+    out = _said(answer, spec)
     if answer.repaired:
         out["_repaired"] = answer.repaired
     return out
 
 
+def fields(answer: Answer, spec: Spec) -> bytes:
+    """`body` as the line of a JSON object."""
+    return dump_line(body(answer, spec))
+
+
+def _said(answer: Answer, spec: Spec) -> dict[str, Json]:
+    if spec.task == "embed_content":
+        return {"embedding": unit(answer.value) if spec.normalize else answer.value}
+    if spec.output_schema is None:
+        return {"text": answer.text, "parts": list(answer.parts)} if answer.parts else {"text": answer.text}
+    if isinstance(answer.value, dict):
+        # The row's key stands there.
+        return {name: value for name, value in answer.value.items() if name != "_key"}
+    return {"value": answer.value}
+
+
 def combined(samples: Sequence[Sample], spec: Spec) -> dict[str, Json]:
     """The fields of the record of a row that is ok, over all its samples."""
+    good = [(_said(_answer(sample), spec), _notes(sample)) for sample in samples if sample.outcome is OK]
     if len(samples) == 1:
-        out = body(_answer(samples[0]), spec)
-        return out | _remedied(samples[0])
-    bodies = [body(_answer(s), spec) | _remedied(s) if s.outcome is OK else None for s in samples]
-    good = [found for found in bodies if found is not None]
+        return good[0][0] | good[0][1]
     match spec.samples.aggregate:
         case "all":
-            return {"samples": bodies}
+            told = iter([found | notes for found, notes in good])
+            return {"samples": [next(told) if sample.outcome is OK else None for sample in samples]}
         case "first":
-            return good[0]
+            return good[0][0] | good[0][1]
         case how:
-            return _agreed(good, mean=how == "mean")
+            notes: defaultdict[str, list[str]] = defaultdict(list)
+            for _, said in good:
+                for name, words in said.items():
+                    notes[name].append(words)
+            together = {name: ", ".join(dict.fromkeys(words)) for name, words in notes.items()}
+            return _agreed([found for found, _ in good], mean=how == "mean") | together
 
 
 def _agreed(bodies: Sequence[Mapping[str, Json]], *, mean: bool) -> dict[str, Json]:
     """The commonest value of each field, the first of equals, and how many of the answers have it.
 
-    With `mean`, a field that is a number in all answers becomes their average.
+    With `mean`, a field that is a number in all answers becomes their average, if that is one too.
     """
-    names = list(dict.fromkeys(name for found in bodies for name in found if not name.startswith("_")))
+    names = list(dict.fromkeys(name for found in bodies for name in found))
     out: dict[str, Json] = {}
     agreement: dict[str, float] = {}
     for name in names:
         values: list[Json] = [found[name] for found in bodies if name in found]
-        if mean and len(values) == len(bodies) and all(_is_number(value) for value in values):
-            out[name] = _mean(values)
+        if mean and len(values) == len(bodies) and (average := _mean(values)) is not None:
+            out[name] = average
             continue
         texts = [_canonical(found[name]) if name in found else _ABSENT for found in bodies]
         most = max(dict.fromkeys(texts), key=texts.count)
@@ -101,28 +111,34 @@ def _agreed(bodies: Sequence[Mapping[str, Json]], *, mean: bool) -> dict[str, Js
 
 def unit(vector: Sequence[float]) -> list[float]:
     """The vector scaled to length 1; one of length 0 stays as it is."""
-    length = math.sqrt(math.fsum(value * value for value in vector))
+    try:
+        length = math.sqrt(math.fsum(value * value for value in vector))
+    except OverflowError:
+        length = math.inf
+    if math.isinf(length) or (not length and any(vector)):
+        # The squares are beyond what a double holds.
+        largest = max(map(abs, vector))
+        return unit([value / largest for value in vector])
     return [value / length for value in vector] if length else list(vector)
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     """Cosine of the angle between two vectors of the same length, 0 where one has no length."""
-    dot = math.fsum(a * b for a, b in zip(one, other, strict=True))
-    lengths = math.sqrt(math.fsum(a * a for a in one)) * math.sqrt(math.fsum(b * b for b in other))
-    return dot / lengths if lengths else 0.0
+    return math.fsum(a * b for a, b in zip(unit(one), unit(other), strict=True))
 
 
-def meta(samples: Sequence[Sample]) -> dict[str, Json]:
+def meta(stored: Sequence[Stored]) -> dict[str, Json]:
     """Where a record came from: values of its one request, lists over its samples, tokens summed up."""
     fields: list[dict[str, Json]] = [
         {
-            "_request_id": s.stored.request_id,
-            "_attempt": s.stored.token,
-            "_model_version": s.stored.model_version,
-            "_usage": dict(s.stored.usage),
-            "_finish_reason": s.stored.finish_reason,
+            "_request_id": one.request_id,
+            "_attempt": one.token,
+            "_model_version": one.model_version,
+            "_response_id": one.response_id,
+            "_usage": dict(one.usage),
+            "_finish_reason": one.finish_reason,
         }
-        for s in samples
+        for one in stored
     ]
     if len(fields) == 1:
         return fields[0]
@@ -135,11 +151,10 @@ def meta(samples: Sequence[Sample]) -> dict[str, Json]:
     return out
 
 
-def record(key: str, fields: Mapping[str, Json]) -> bytes:
-    """A record as a JSON line, `_key` first."""
-    tail = dump_line(fields)[1:]
+def record(key: str, found: bytes) -> bytes:
+    """A record as a JSON line, `_key` first; `found` is the line of an object with all the rest."""
     head = b'{"_key":' + orjson.dumps(key)
-    return head + tail if tail.startswith(b"}") else head + b"," + tail
+    return head + found[1:] if found.startswith(b"{}") else head + b"," + found[1:]
 
 
 def failed(key: str, samples: Sequence[Sample], spec: Spec) -> tuple[str, bytes]:
@@ -149,7 +164,7 @@ def failed(key: str, samples: Sequence[Sample], spec: Spec) -> tuple[str, bytes]
     raw = _raw(worst)
     if len(samples) > 1:
         raw = [
-            body(_answer(s), spec)
+            _said(_answer(s), spec) | _notes(s)
             if s.outcome is OK
             else {"outcome": s.outcome, "code": _code(s), "raw": _raw(s)}
             for s in samples
@@ -186,21 +201,39 @@ def _code(sample: Sample) -> str:
     return sample.answer.code if sample.answer is not None else sample.stored.code
 
 
-def _remedied(sample: Sample) -> dict[str, Json]:
-    return {"_remedied": sample.stored.remedies} if sample.stored.remedies else {}
+def _notes(sample: Sample) -> dict[str, str]:
+    """What a record says of how its answer came to be."""
+    notes = {"_repaired": _answer(sample).repaired, "_remedied": sample.stored.remedies}
+    return {name: words for name, words in notes.items() if words}
 
 
-def _is_number(value: Json) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return found[0] if len(set(found)) == 1 else math.fsum(found) / len(found)
+def _mean(values: Sequence[Json]) -> float | None:
+    """The average of numbers; None where something is no number, or the numbers are too large for one."""
+    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values):
+        return None
+    if len(set(values)) == 1:
+        average: float = values[0]
+        return average
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:
+        return None
 
 
 def _canonical(value: Json) -> bytes:
+    """The same bytes for values that are equal as JSON, where 1 and 1.0 are one number."""
+    value = _same_numbers(value)
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:
-        return dump_line(value)
+        return json.dumps(value, sort_keys=True).encode()
+
+
+def _same_numbers(value: Json) -> Json:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_same_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _same_numbers(item) for name, item in value.items()}
+    return value

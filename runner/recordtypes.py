@@ -47,6 +47,7 @@ META: Mapping[str, Type] = {
     "_request_id": STRING,
     "_attempt": STRING,
     "_model_version": STRING,
+    "_response_id": STRING,
     "_usage": Type("struct", fields=tuple((name, INTEGER) for name in _TOKENS)),
     "_finish_reason": STRING,
 }

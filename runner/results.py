@@ -16,13 +16,12 @@ from itertools import islice
 from typing import Annotated, Any, Literal
 
 import msgspec
-import orjson
 
 from runner import answer_json, validator
 from runner.model import Answer, Json, Outcome, Spec
 from runner.validator import Validator
 
-JUDGE_VERSION = 2
+JUDGE_VERSION = 3
 """Rises when the same stored response would be judged differently."""
 
 _TRANSIENT_CODES = frozenset({1, 2, 4, 8, 9, 10, 13, 14, 408, 429, 500, 502, 503, 504})
@@ -108,7 +107,7 @@ class Judge:
             spec.output_schema,
             spec.failures.repair,
             embeds=spec.task == "embed_content",
-            dimensions=spec.embed_content_config.get("output_dimensionality"),
+            dimensions=spec.dimensions,
         )
 
     def line(self, line: bytes) -> Answer | Stray:
@@ -150,6 +149,7 @@ class Judge:
             text=text,
             usage=usage,
             model_version=response.modelVersion,
+            response_id=response.responseId,
             finish_reason="STOP",
         )
 
@@ -168,6 +168,8 @@ class Judge:
         if not isinstance(key, str) or not key:
             return Stray("no key")
         error = body.get("error")
+        if isinstance(error, str) and error:
+            error = {"message": error}
         if isinstance(error, dict):
             return _row_error(key, error)
         if body.get("status"):
@@ -187,15 +189,16 @@ class Judge:
             "request_id": key,
             "usage": _tokens({"prompt": response.get("tokenCount")}) or _usage(response.get("usageMetadata")),
             "model_version": _text(response.get("modelVersion")),
+            "response_id": _text(response.get("responseId")),
         }
         if not isinstance(values, list) or not values:
             message = "the model gave no vector"
             return Answer(outcome=Outcome.TRANSIENT, code="EMPTY", message=message, **common)
-        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-            message = "the vector holds something that is no number"
+        if not all(map(_is_double, values)):
+            message = "the vector holds something that is no number, or too large for one"
             return Answer(outcome=Outcome.UNPARSEABLE, code="NOT_NUMBERS", message=message, **common)
         if self._dimensions is not None and len(values) != self._dimensions:
-            message = f"the vector has {len(values):,} dimensions, and {self._dimensions:,} were asked for"
+            message = f"the vector has {len(values):,} dimensions, and {self._dimensions:,} were expected"
             return Answer(outcome=Outcome.INVALID, code="DIMENSIONS", message=message, **common)
         return Answer(outcome=Outcome.OK, value=values, **common)
 
@@ -210,6 +213,7 @@ class Judge:
             "request_id": key,
             "usage": _usage(response.get("usageMetadata")),
             "model_version": _text(response.get("modelVersion")),
+            "response_id": _text(response.get("responseId")),
             "finish_reason": reason,
         }
         feedback = response.get("promptFeedback")
@@ -290,6 +294,7 @@ class _Response(msgspec.Struct, gc=False):
     candidates: list[_Candidate]
     usageMetadata: _Usage
     modelVersion: str = ""
+    responseId: str = ""
     promptFeedback: msgspec.UnsetType = msgspec.UNSET
 
 
@@ -301,6 +306,8 @@ class _Line(msgspec.Struct, gc=False):
 
 
 _DECODER = msgspec.json.Decoder(_Line)
+# Long texts take orjson more than twice as long.
+_ENCODER = msgspec.json.Encoder()
 
 
 def _plain(line: bytes) -> _Line | None:
@@ -318,6 +325,12 @@ def _plain(line: bytes) -> _Line | None:
     ):
         return None
     return found
+
+
+def _is_double(value: Json) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 1 << 1023
+    return isinstance(value, float)
 
 
 def _unreadable(line: bytes) -> Answer | Stray:
@@ -351,10 +364,10 @@ def _is_whole(line: bytes) -> bool:
 
 
 def dump_line(body: Json) -> bytes:
-    """A JSON line with its newline; values that orjson refuses are written by the standard library."""
+    """A JSON line with its newline; the standard library writes half a surrogate pair, as an escape."""
     try:
-        return orjson.dumps(body) + b"\n"
-    except orjson.JSONEncodeError:
+        return _ENCODER.encode(body) + b"\n"
+    except UnicodeEncodeError:
         return json.dumps(body, separators=(",", ":")).encode() + b"\n"
 
 

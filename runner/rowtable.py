@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,6 +145,13 @@ def connect(path: Path | None) -> sqlite3.Connection:
     return db
 
 
+def scratch(path: Path) -> sqlite3.Connection:
+    """A connection for a file that ends with its run: unlike an index, it is never found half written."""
+    db = connect(path)
+    db.execute("PRAGMA journal_mode=MEMORY")
+    return db
+
+
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
     """All of a block or nothing of it; `DEFERRED` gives one consistent view for reading."""
@@ -171,9 +178,12 @@ def insert(db: sqlite3.Connection, rows: Iterable[KnownRow]) -> None:
     )  # fmt: skip
 
 
-def settle(db: sqlite3.Connection, outcomes: Iterable[tuple[str, int]]) -> None:
-    """Write down the outcomes of rows, given as (outcome, ordinal)."""
-    db.executemany("UPDATE row SET outcome = ? WHERE ordinal = ?", outcomes)
+def settle(db: sqlite3.Connection, outcomes: Sequence[str]) -> None:
+    """Write down the outcomes of all rows, by ordinal."""
+    commonest = max(set(outcomes), key=outcomes.count, default="")
+    db.execute("UPDATE row SET outcome = ?", (commonest,))
+    others = ((outcome, at) for at, outcome in enumerate(outcomes) if outcome != commonest)
+    db.executemany("UPDATE row SET outcome = ? WHERE ordinal = ?", others)
 
 
 def component_ids(db: sqlite3.Connection) -> list[str]:
@@ -257,6 +267,4 @@ def unchanged(db: sqlite3.Connection) -> Iterator[KnownRow]:
 
 
 def _row(found: tuple[Any, ...]) -> KnownRow:
-    ordinal, key, digest, components, requests, outcome, problem, *signature = found
-    known = None if signature[0] is None else (signature[0], signature[1], signature[2], signature[3])
-    return KnownRow(ordinal, key, digest, components, requests, outcome, problem, known)
+    return KnownRow._make((*found[:7], None if found[7] is None else found[7:]))

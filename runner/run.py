@@ -16,6 +16,7 @@ from runner.decide import Policy
 from runner.index import Index
 from runner.ledger import Ledger
 from runner.model import Json, PlannedShard, Spec
+from runner.recordspool import RecordSpool
 from runner.remedies import Remedy
 from runner.results import Judge
 from runner.store import Store
@@ -77,6 +78,8 @@ class Run:
     """Requests collected, per outcome."""
     usage: Counter[str] = field(default_factory=Counter)
     """Tokens of what was collected."""
+    records: RecordSpool | None = None
+    """Records of what was collected; None where nothing will be exported."""
 
     def event(self, kind: str, token: str, text: str, data: Mapping[str, Json] | None = None) -> None:
         """Tell whoever watches."""

@@ -185,6 +185,7 @@ class _Builder:
             system_instruction=system_instruction,
             generation_config=_generation_config(get("generation_config") or {}),
             embed_content_config=embedding,
+            dimensions=taskspec.dimensions(self.tree, embedding),
             title=title,
             normalize=normalize,
             safety_settings=tuple(get("safety_settings") or ()),

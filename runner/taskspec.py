@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 
-from runner import templates
+from runner import modelfacts, templates
 from runner.model import Failures, Json, Samples, Template
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
@@ -98,3 +98,15 @@ def embedding(tree: Tree) -> tuple[Mapping[str, Json], bool]:
     config = (tree.get("embed_content_config") or {}) if tree.sound("embed_content_config") else {}
     sent = {key: value for key, value in config.items() if key not in _GBRUNS_OWN}
     return sent, config.get("normalize") is True
+
+
+def dimensions(tree: Tree, config: Mapping[str, Json]) -> int | None:
+    """How long the vectors will be: as asked for, or as the model makes them; None where that is not known.
+
+    A model that starts to make others in the middle of a job must not go unseen: they do not compare.
+    """
+    if tree.get("task") != "embed_content":
+        return None
+    asked, model = config.get("output_dimensionality"), tree.get("model")
+    known = modelfacts.facts(model.removeprefix("models/")) if isinstance(model, str) else None
+    return asked if isinstance(asked, int) else (known or {}).get("dimensions")

@@ -245,6 +245,7 @@ def test_only_what_the_attempts_name_is_deleted() -> None:
         make_attempt(token(3), state=AttemptState.POSTING, posted_at=5.0, upload_name="files/3"),
         make_attempt(token(4), state=AttemptState.POSTING, posted_at=5.0, upload_name="files/4"),
         make_attempt(token(5), state=AttemptState.PREPARED),
+        make_attempt(token(7), state=AttemptState.VOID),
         make_attempt(
             token(6), job_name="batches/6", posted_at=5.0, state=AttemptState.CLEANED, upload_name="files/6"
         ),
@@ -258,7 +259,7 @@ def test_only_what_the_attempts_name_is_deleted() -> None:
     ]
     found = destruction.remains(LINEAGE, attempts, listing)
     assert set(found.jobs) == {"batches/1", "batches/3", "batches/6", "batches/11"}
-    assert found.uploads == ("files/1", "files/3", "files/4", token(5))
+    assert found.uploads == ("files/1", "files/3", "files/4", token(5), token(7))
     assert [attempt.token for attempt in found.doubtful] == [token(4)]
 
 

@@ -209,7 +209,7 @@ def test_responses_are_judged_again_under_the_spec_of_now(spec: Spec) -> None:
 
 def test_meta(spec: Spec) -> None:
     answered = Answered()
-    answered.take(["r1"], [ok_line("r1", '{"n":1}')])
+    answered.take(["r1"], [ok_line("r1", '{"n":1}', responseId="Zx9")])
     answered.write(
         replace(spec, destinations=(Destination(path="m.jsonl", include=("meta",)),)), [row(0, "a", "r1")]
     )
@@ -222,6 +222,7 @@ def test_meta(spec: Spec) -> None:
             "_attempt": "t-a1",
             "_model_version": "gemini-3.5-flash-lite",
             "_usage": {"prompt": 11, "output": 5, "thoughts": 3},
+            "_response_id": "Zx9",
             "_finish_reason": "STOP",
         }
     ]
@@ -313,7 +314,7 @@ def test_all_destinations_are_written_and_failures_go_beside_the_first(spec: Spe
     assert export.look(several) == written.files
     assert lines_of(spec.folder / "out/x.jsonl") == [{"_key": "b", "n": 3}, {"_key": "c", "n": 1}]
     assert [list(line) for line in lines_of(spec.folder / "meta.jsonl")] == [
-        ["_key", "n", "_request_id", "_attempt", "_model_version", "_usage", "_finish_reason"]
+        ["_key", "n", "_request_id", "_attempt", "_model_version", "_response_id", "_usage", "_finish_reason"]
     ] * 2
     header, first, _ = (spec.folder / "out/x.csv").read_text().splitlines()
     assert header.startswith("_key,n,_repaired,_remedied,_request_id,")

@@ -27,12 +27,12 @@ ORDER = words("""
     blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcsobjects blobs.gcs
     diagnostics badrows schemafile
     sandbox schemaparts response_schema importer validator
-    marks yamlnodes yamlfile tree shape layers variables specpaths templates bigqueryspec taskspec
+    modelfacts marks yamlnodes yamlfile tree shape layers variables specpaths templates bigqueryspec taskspec
     pydanticmodel outputschema recordtypes columns destinationspec backendspec statespec spec
-    modelfacts warning schemalints lints specformat
+    warning schemalints lints specformat
     bqclient inputs.files inputs.bigquery inputs
     render remedies shard rowclass rowtable planspool plan causes
-    store indexfile index garbage roots keys repair answer_json results records ingest judged
+    store indexfile index garbage roots keys repair answer_json results records recordspool ingest judged
     outputs.atomicfile outputs.cells outputs.jsonl outputs.csv outputs.parquet outputs.sqlite
     outputs.gcs outputs.bigquery outputs export
     emulator emulator.patterns emulator.messages emulator.wire emulator.database emulator.faults
@@ -43,7 +43,8 @@ ORDER = words("""
     emulator.vertex emulator.service emulator.worker
     emulator.gcsroutes emulator.vertexroutes emulator.handler emulator.server emulator.foreground
     emulator.__main__ emulator.process
-    backends backends.memory backends.sdk backends.geminiwire backends.gemini backends.vertexwire
+    backends backends.memory backends.sdk backends.geminiwire backends.rest backends.gemini
+    backends.vertexwire
     backends.vertexstaging backends.vertex backends.local backends.direct backends.retry
     decide principal ledger purge run submission collection finish apply
     cancellation reconcile adoption destruction migration
@@ -179,6 +180,7 @@ def test_the_table_of_the_architecture_has_the_same_order(checkout: Path) -> Non
 
 GOOGLE = {
     "backends.sdk": ("google.genai", "google.auth"),
+    "backends.rest": ("google.genai",),
     "backends.gemini": ("google.genai",),
     "backends.vertex": ("google.genai", "google.auth", "google.oauth2"),
     "backends.vertexstaging": ("google.cloud", "google.api_core", "google.auth"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from builders import make_spec, make_stored
+from msgspec import structs
 
 from runner import records
 from runner.model import Answer, Outcome, Samples, Spec
@@ -128,10 +129,10 @@ def test_a_failed_row_keeps_what_was_paid_for() -> None:
 
 def test_where_samples_came_from_is_a_list_and_tokens_are_summed_up() -> None:
     given = [sample({}, 1, usage={"prompt": 3}), sample({}, 2, usage={"prompt": 4, "output": 1})]
-    found = records.meta(given)
+    found = records.meta([one.stored for one in given])
     assert found["_request_id"] == ["r1", "r2"]
     assert found["_usage"] == {"prompt": 7, "output": 1}
-    assert records.meta(given[:1])["_request_id"] == "r1"
+    assert records.meta([given[0].stored])["_request_id"] == "r1"
 
 
 def test_vectors() -> None:
@@ -142,3 +143,42 @@ def test_vectors() -> None:
     assert records.unit([0.0, 0.0]) == [0.0, 0.0]
     assert records.cosine([1.0, 0.0], [2.0, 0.0]) == 1.0
     assert records.cosine([1.0, 0.0], [0.0, 0.0]) == 0.0
+
+
+def test_a_mean_that_no_double_holds_is_an_ordinary_value() -> None:
+    assert combine("mean", {"n": 1e308}, {"n": 1.1e308}) == {"n": 1e308, "_agreement": {"n": 1 / 2}}
+    assert combine("mean", {"n": 10**400}, {"n": 1}) == {"n": 10**400, "_agreement": {"n": 1 / 2}}
+
+
+@pytest.mark.parametrize("vector", [[1e308, 1e308], [1e-200, 1e-200], [3, 3], [10**300, 10**300]])
+def test_vectors_of_any_length_are_scaled(vector: list[float]) -> None:
+    assert records.unit(vector) == pytest.approx([0.5**0.5] * 2)
+    assert records.cosine(vector, [1.0, 1.0]) == pytest.approx(1.0)
+
+
+def test_a_vector_without_length_stays() -> None:
+    assert records.unit([0, 0.0]) == [0, 0.0]
+    assert records.cosine([0, 0], [1, 1]) == 0
+
+
+def test_fields_with_an_underscore_are_aggregated() -> None:
+    assert combine("majority", {"_score": 1}, {"_score": 1}) == {"_score": 1, "_agreement": {"_score": 1}}
+
+
+def test_equal_numbers_are_one_value() -> None:
+    found = combine("majority", {"n": [2, {"a": 1}]}, {"n": [1, {"a": 0}]}, {"n": [1.0, {"a": -0.0}]})
+    assert found == {"n": [1, {"a": 0}], "_agreement": {"n": 2 / 3}}
+
+
+@pytest.mark.parametrize("aggregate", ["majority", "mean"])
+def test_what_is_aggregated_says_how_its_answers_came_to_be(aggregate: str) -> None:
+    mended, sound, other = (
+        sample({"n": 1}),
+        sample({"n": 1}, 2, remedies="temperature 0"),
+        sample({"n": 1}, 3),
+    )
+    assert mended.answer is not None
+    mended = Sample(mended.stored, structs.replace(mended.answer, repaired="library"))
+    found = records.combined([mended, sound, other], asking(3, aggregate))
+    assert (found["n"], found["_repaired"], found["_remedied"]) == (1, "library", "temperature 0")
+    assert "_repaired" not in found.get("_agreement", {})

@@ -152,11 +152,12 @@ def test_meta_of_one_request_and_of_several() -> None:
     one = fields_of(meta=True)[0]
     usage = "_usage: {prompt: integer, cached: integer, output: integer, thoughts: integer}"
     assert one.endswith(
-        f"_request_id: string, _attempt: string, _model_version: string, {usage}, _finish_reason: string}}"
+        "_request_id: string, _attempt: string, _model_version: string, _response_id: string,"
+        f" {usage}, _finish_reason: string}}"
     )
     several = fields_of(meta=True, samples=Samples(count=2))[0]
     assert several.endswith(
-        "_request_id: [string], _attempt: [string], _model_version: [string],"
+        "_request_id: [string], _attempt: [string], _model_version: [string], _response_id: [string],"
         f" {usage}, _finish_reason: [string]}}"
     )
 
@@ -164,5 +165,5 @@ def test_meta_of_one_request_and_of_several() -> None:
 def test_every_field_of_meta_has_a_type() -> None:
     from builders import make_stored
 
-    told = records.meta([records.Sample(make_stored(), None)])
+    told = records.meta([make_stored()])
     assert list(told) == list(recordtypes.META)

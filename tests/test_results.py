@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runner import parts
 from runner.model import Answer, Outcome, Stored
-from runner.records import body, failure, record
+from runner.records import body, failure, fields, record
 from runner.results import Judge, Stray, dump_line
 
 SCHEMA = {
@@ -323,7 +323,7 @@ def test_any_shape_ends_in_an_outcome(body: Any) -> None:
 
 def made(line: bytes, judge: Judge, key: str = "a.txt", **meta: Any) -> bytes:
     schema = {"type": "object"} if judge is STRICT else None
-    return record(key, body(judged(line, judge), make_spec(output_schema=schema)) | meta)
+    return record(key, dump_line(body(judged(line, judge), make_spec(output_schema=schema)) | meta))
 
 
 @pytest.mark.parametrize(
@@ -350,13 +350,13 @@ def test_records(line: bytes, judge: Judge, expected: bytes) -> None:
 def test_an_answer_that_is_no_object_is_a_value() -> None:
     answer = judged(ok_line("r", "[1]"), Judge({"type": "array"}))
 
-    assert record("k", body(answer, make_spec(output_schema={}))) == b'{"_key":"k","value":[1]}\n'
+    assert record("k", fields(answer, make_spec(output_schema={}))) == b'{"_key":"k","value":[1]}\n'
 
 
 def test_an_empty_object_is_a_record() -> None:
     answer = judged(ok_line("r", "{}"), Judge({"type": "object"}))
 
-    assert record("k", body(answer, make_spec(output_schema={}))) == b'{"_key":"k"}\n'
+    assert record("k", fields(answer, make_spec(output_schema={}))) == b'{"_key":"k"}\n'
 
 
 def test_meta_stands_behind_the_fields() -> None:
@@ -393,7 +393,7 @@ def test_a_number_is_kept_or_refused_but_never_another_one(number: str) -> None:
     assert isinstance(found, Answer)
 
     if found.outcome is Outcome.OK:
-        assert json.loads(record("k", body(found, make_spec(output_schema={}))))["n"] == int(number)
+        assert json.loads(record("k", fields(found, make_spec(output_schema={}))))["n"] == int(number)
 
 
 def test_a_lone_surrogate_can_be_written() -> None:
@@ -502,3 +502,24 @@ def test_a_line_that_names_two_requests_is_nobodys() -> None:
 def test_a_key_inside_an_answer_names_nothing() -> None:
     answer = json.dumps(json.dumps({"key": REAL})).encode()
     assert STRICT.line(b'{"key":"x","response":{"x":NaN,"text":' + answer + b"}}") == Stray("unreadable")
+
+
+@pytest.mark.parametrize("value", [b"1" + b"0" * 400, b"true", b'"1"', b"null"])
+def test_a_vector_of_anything_but_doubles_is_none(value: bytes) -> None:
+    line = b'{"key":"r1","response":{"embedding":{"values":[' + value + b",1]}}}"
+    found = Judge(None, embeds=True).line(line)
+    assert isinstance(found, Answer)
+    assert (found.outcome, found.code) == (Outcome.UNPARSEABLE, "NOT_NUMBERS")
+
+
+def test_an_error_may_be_words_alone() -> None:
+    found = Judge(None).line(b'{"key":"r1","error":"backend went away"}')
+    assert isinstance(found, Answer)
+    assert (found.outcome, found.code, found.message) == (Outcome.TRANSIENT, "UNKNOWN", "backend went away")
+
+
+@pytest.mark.parametrize("parts", [["{}"], ["{}", {"functionCall": {"name": "f"}}]], ids=["short", "long"])
+def test_the_name_of_an_answer_is_read_either_way(parts: list[Any]) -> None:
+    found = Judge(None).line(ok_line("r1", *parts, responseId="Zx9"))
+    assert isinstance(found, Answer)
+    assert found.response_id == "Zx9"

@@ -525,3 +525,21 @@ def test_noise_never_raises_anything_else(load: Load, tmp_path: Path) -> None:
             loaded += 1
     assert loaded > 20
     assert shown.count("Error: ") > 500
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "dimensions"),
+    [
+        ("gemini-embedding-001", "", 3072),
+        ("models/gemini-embedding-001", "", 3072),
+        ("gemini-embedding-001", "embed_content_config: {output_dimensionality: 8}\n", 8),
+        ("tomorrows-embedding", "", None),
+    ],
+)
+def test_how_long_vectors_will_be(load: Load, model: str, config: str, dimensions: int | None) -> None:
+    found = load(f"task: embed_content\n{config}", ("gemini-3.5-flash-lite", model))
+    assert found.dimensions == dimensions
+
+
+def test_texts_have_no_dimensions(load: Load) -> None:
+    assert load().dimensions is None

@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlsplit
 
 from runner.backends import geminiwire, sdk
+from runner.backends.rest import Rest
 from runner.backendspec import ceilings
 from runner.clock import Clock, SystemClock
 from runner.errors import BackendError, StateError
-from runner.model import BackendSpec, Job, JobState, Json, Upload
+from runner.model import BackendSpec, Job, JobState, Upload
 
 if TYPE_CHECKING:
     from google.genai import types
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
 
 _CHUNK_BYTES = 1 << 18
-_PAGE_SIZE = 100
 _MIME_TYPE = "application/jsonl"
 
 
@@ -75,6 +74,7 @@ class GeminiBackend:
                 async_client_args={"verify": tls},
             ),
         )
+        self._rest = Rest(self._client, geminiwire.problem)
 
     # ------------------------------------------------------------ files
 
@@ -110,7 +110,7 @@ class GeminiBackend:
     def delete_upload(self, name: str) -> None:
         """See `Backend.delete_upload`."""
         try:
-            with self._speaking(f"cannot delete the upload {name}"):
+            with self._rest.speaking(f"cannot delete the upload {name}"):
                 self._client.files.delete(name=name)
         except BackendError as error:
             if error.http_status not in geminiwire.GONE:
@@ -125,7 +125,7 @@ class GeminiBackend:
         except OSError as error:
             raise StateError(f"cannot read {path}: {error.strerror}") from error
         # A stream rather than a path: of a path the SDK sends the file's local name along.
-        with stream, self._speaking(f"cannot upload {name}"):
+        with stream, self._rest.speaking(f"cannot upload {name}"):
             file = self._client.files.upload(file=stream, config=config)
             if not file.name:
                 raise KeyError("name")
@@ -134,7 +134,7 @@ class GeminiBackend:
     def _file(self, name: str) -> types.File | None:
         """The file of this name, None where there is none."""
         try:
-            with self._speaking(f"cannot look up the upload {name}"):
+            with self._rest.speaking(f"cannot look up the upload {name}"):
                 return self._client.files.get(name=name)
         except BackendError as error:
             if error.http_status in geminiwire.GONE:
@@ -169,7 +169,7 @@ class GeminiBackend:
         what = f"cannot create the job {display_name}"
         method, body = geminiwire.create_call(task, upload_name, display_name)
         with sdk.submitting(what, geminiwire.problem):
-            reply = self._json("post", f"{quote(geminiwire.model_path(model))}:{method}", body)
+            reply = self._rest.json("post", f"{quote(geminiwire.model_path(model))}:{method}", body)
             name = reply["name"]
             if not isinstance(name, str) or not name.startswith("batches/"):
                 raise ValueError(f"the reply names no job: {json.dumps(reply)[:200]}")
@@ -178,36 +178,20 @@ class GeminiBackend:
 
     def jobs(self) -> Iterator[Job]:
         """See `Backend.jobs`."""
-        token = ""
-        seen: set[str] = set()
-        while True:
-            query = {"pageSize": str(_PAGE_SIZE)} | ({"pageToken": token} if token else {})
-            with self._speaking("cannot list the jobs"):
-                page = self._json("get", f"batches?{urlencode(query)}")
-                operations = page.get("operations") or []
-                token = str(page.get("nextPageToken") or "")
-            for operation in operations:
-                with self._speaking("cannot read the list of jobs"):
-                    job = geminiwire.read_listed(operation)
-                if job is not None:
-                    yield job
-            if not token:
-                return
-            if token in seen:
-                raise BackendError(
-                    "cannot list the jobs: the service goes round in its pages", transient=True
-                )
-            seen.add(token)
+        for operation in self._rest.listed("batches", "operations"):
+            with self._rest.speaking("cannot read the list of jobs"):
+                job = geminiwire.read_job(operation, listed=True)
+            yield job
 
     def get(self, job_name: str) -> Job:
         """See `Backend.get`."""
-        with self._speaking(f"cannot look up the job {job_name}"):
-            return geminiwire.read_job(self._json("get", quote(job_name)))
+        with self._rest.speaking(f"cannot look up the job {job_name}"):
+            return geminiwire.read_job(self._rest.json("get", quote(job_name)))
 
     def cancel(self, job_name: str) -> None:
         """See `Backend.cancel`."""
         try:
-            with self._speaking(f"cannot cancel the job {job_name}"):
+            with self._rest.speaking(f"cannot cancel the job {job_name}"):
                 self._client.batches.cancel(name=job_name)
         except BackendError as error:
             if error.http_status not in (400, 409) or not self.get(job_name).state.terminal:
@@ -216,7 +200,7 @@ class GeminiBackend:
     def delete(self, job_name: str) -> None:
         """See `Backend.delete`."""
         try:
-            with self._speaking(f"cannot delete the job {job_name}"):
+            with self._rest.speaking(f"cannot delete the job {job_name}"):
                 self._client.batches.delete(name=job_name)
         except BackendError as error:
             if error.http_status != 404:
@@ -232,15 +216,15 @@ class GeminiBackend:
         if not job.output_name:
             return
         if job.output_name == job.job_name:
-            with self._speaking(f"cannot read the answers in {job.job_name}"):
-                yield from geminiwire.inline_lines(self._json("get", quote(job.job_name)))
+            with self._rest.speaking(f"cannot read the answers in {job.job_name}"):
+                yield from geminiwire.inline_lines(self._rest.json("get", quote(job.job_name)))
             return
         from google.genai import errors
 
         url = f"{self._base_url}/{self._api_version}/{quote(job.output_name)}:download?alt=media"
         headers = {"x-goog-api-key": self._api_key}
         with (
-            self._speaking(f"cannot download the output {job.output_name} of {job.job_name}"),
+            self._rest.speaking(f"cannot download the output {job.output_name} of {job.job_name}"),
             self._http.stream("GET", url, headers=headers, follow_redirects=True) as response,
         ):
             errors.APIError.raise_for_response(response)
@@ -250,46 +234,14 @@ class GeminiBackend:
 
     def answer(self, *, task: str, model: str, line: bytes) -> bytes:
         """See `Backend.answer`."""
-        from google.genai import errors
-
         row = json.loads(line)
         method, body = geminiwire.answer_call(task, model, row["request"])
-        what = f"cannot ask {model} for {row['key']}"
-        with self._speaking(what):
-            try:
-                text = self._text("post", f"{quote(geminiwire.model_path(model))}:{method}", body)
-            except errors.APIError as error:
-                own = geminiwire.row_error(error.code, error.details, row["request"])
-                if own is None:
-                    raise
-                return geminiwire.response_line(row["key"], "error", json.dumps(own))
-            except sdk.unconnected() as error:
-                raise BackendError(
-                    f"{what}: no connection: {error}", status="UNAVAILABLE", transient=True
-                ) from error
-            return geminiwire.response_line(row["key"], "response", text)
+        return self._rest.answer(model, geminiwire.model_path(model), method, row, body)
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._client.close()
         self._http.close()
-
-    # ------------------------------------------------------------ the wire
-
-    def _json(self, method: str, path: str, body: Mapping[str, Json] | None = None) -> dict[str, Json]:
-        """The service's reply as plain JSON."""
-        value = json.loads(self._text(method, path, body) or "{}")
-        if not isinstance(value, dict):
-            raise ValueError(f"the reply is not an object: {str(value)[:200]}")
-        return value
-
-    def _text(self, method: str, path: str, body: Mapping[str, Json] | None) -> str:
-        """The service's reply: one request, with the SDK's address, key and timeout."""
-        reply = self._client._api_client.request(method, path, dict(body or {}))
-        return reply.body or ""
-
-    def _speaking(self, what: str) -> AbstractContextManager[None]:
-        return sdk.speaking(what, geminiwire.problem)
 
 
 def from_environment(spec_backend: BackendSpec, environ: Mapping[str, str]) -> GeminiBackend:

@@ -148,11 +148,12 @@ def _refers_to_a_file(request: Mapping[str, Json]) -> bool:
 # ---------------------------------------------------------------- jobs
 
 
-def read_job(operation: Mapping[str, Any]) -> Job:
-    """The job of an operation. Raises `BackendError` for a state that gbrun does not know."""
+def read_job(operation: Mapping[str, Any], *, listed: bool = False) -> Job:
+    """The job of an operation. Raises `BackendError` for a state that gbrun does not know, unless it is
+    one of those `listed`."""
     meta = operation.get("metadata") or {}
     word = str(meta.get("state") or "").rpartition("STATE_")[2]
-    if word not in STATES:
+    if word not in STATES and not listed:
         raise BackendError(
             f"the job {operation['name']} is in a state that is not known here: {word or '(none)'}",
             hint="look for a newer version of gbrun",
@@ -174,7 +175,7 @@ def read_job(operation: Mapping[str, Any]) -> Job:
     return Job(
         job_name=operation["name"],
         display_name=str(meta.get("displayName") or ""),
-        state=STATES[word],
+        state=STATES.get(word, JobState.UNKNOWN),
         model=str(meta.get("model") or "").removeprefix("models/"),
         output_name=str(output.get("responsesFile") or inline),
         error_code=int(error.get("code") or 0),
@@ -183,16 +184,6 @@ def read_job(operation: Mapping[str, Any]) -> Job:
         end_time=str(meta.get("endTime") or ""),
         counts=counts,
     )
-
-
-def read_listed(operation: Mapping[str, Any]) -> Job | None:
-    """The job of an operation; None for a stranger's in a state that is not known, as not our affair."""
-    try:
-        return read_job(operation)
-    except BackendError:
-        if str((operation.get("metadata") or {}).get("displayName") or "").startswith("gb1-"):
-            raise
-        return None
 
 
 def inline_lines(operation: Mapping[str, Any]) -> Iterator[bytes]:

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlsplit
 
 from runner import gcsuri
-from runner.backends import geminiwire, sdk, vertexwire
+from runner.backends import sdk, vertexwire
+from runner.backends.rest import Rest
 from runner.backends.vertexstaging import Object, Staging
 from runner.backendspec import ceilings
 from runner.clock import Clock, SystemClock
 from runner.errors import BackendError
 from runner.gcsuri import GcsUri
-from runner.model import BackendSpec, Job, JobState, Json, Upload
+from runner.model import BackendSpec, Job, JobState, Upload
 
 TOKEN_VARIABLE = "GBRUN_VERTEX_TOKEN"
 """An access token to use instead of Application Default Credentials."""
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
-_PAGE_SIZE = 100
 _MOST_LISTINGS = 12
 
 
@@ -83,6 +82,7 @@ class VertexBackend:
                 async_client_args={"verify": tls},
             ),
         )
+        self._rest = Rest(self._client, vertexwire.problem)
 
     # ------------------------------------------------------------ files
 
@@ -132,7 +132,7 @@ class VertexBackend:
         upload = str(self._upload_place(upload_name))
         body = vertexwire.create_body(model, upload, prefix, display_name, self._labels)
         with sdk.submitting(f"cannot create the job {display_name}", vertexwire.problem):
-            reply = self._json("post", "batchPredictionJobs", body)
+            reply = self._rest.json("post", "batchPredictionJobs", body)
             name = reply["name"]
             if not vertexwire.is_job_name(name):
                 raise ValueError(f"the reply names no job: {json.dumps(reply)[:200]}")
@@ -153,37 +153,21 @@ class VertexBackend:
             yield from self._listed({})
 
     def _listed(self, chosen: Mapping[str, str]) -> Iterator[Job]:
-        token = ""
-        seen: set[str] = set()
-        while True:
-            query = {"pageSize": str(_PAGE_SIZE), **chosen} | ({"pageToken": token} if token else {})
-            with self._speaking("cannot list the jobs"):
-                page = self._json("get", f"batchPredictionJobs?{urlencode(query)}")
-                bodies = page.get("batchPredictionJobs") or []
-                token = str(page.get("nextPageToken") or "")
-            for body in bodies:
-                with self._speaking("cannot read the list of jobs"):
-                    job = vertexwire.read_listed(body)
-                if job is not None:
-                    yield job
-            if not token:
-                return
-            if token in seen:
-                raise BackendError(
-                    "cannot list the jobs: the service goes round in its pages", transient=True
-                )
-            seen.add(token)
+        for body in self._rest.listed("batchPredictionJobs", "batchPredictionJobs", chosen):
+            with self._rest.speaking("cannot read the list of jobs"):
+                job = vertexwire.read_job(body, listed=True)
+            yield job
 
     def get(self, job_name: str) -> Job:
         """See `Backend.get`."""
-        with self._speaking(f"cannot look up the job {job_name}"):
-            return vertexwire.read_job(self._json("get", _job_path(job_name)))
+        with self._rest.speaking(f"cannot look up the job {job_name}"):
+            return vertexwire.read_job(self._rest.json("get", _job_path(job_name)))
 
     def cancel(self, job_name: str) -> None:
         """See `Backend.cancel`."""
         try:
-            with self._speaking(f"cannot cancel the job {job_name}"):
-                self._json("post", f"{_job_path(job_name)}:cancel")
+            with self._rest.speaking(f"cannot cancel the job {job_name}"):
+                self._rest.json("post", f"{_job_path(job_name)}:cancel")
         except BackendError as error:
             if error.http_status not in (400, 409) or not self.get(job_name).state.terminal:
                 raise
@@ -192,8 +176,8 @@ class VertexBackend:
         """See `Backend.delete`; the output goes first, as the job is what leads to it."""
         what = f"cannot delete the job {job_name}"
         try:
-            with self._speaking(what):
-                body = self._json("get", _job_path(job_name))
+            with self._rest.speaking(what):
+                body = self._rest.json("get", _job_path(job_name))
         except BackendError as error:
             if error.http_status == 404:
                 return
@@ -201,8 +185,8 @@ class VertexBackend:
         for one in self._own_output(body):
             self._storage.delete(GcsUri(one.bucket, one.name))
         try:
-            with self._speaking(what):
-                operation = self._json("delete", _job_path(job_name))
+            with self._rest.speaking(what):
+                operation = self._rest.json("delete", _job_path(job_name))
         except BackendError as error:
             if error.http_status == 404:
                 return
@@ -225,8 +209,8 @@ class VertexBackend:
                 raise BackendError(f"{what}: not done after {self._timeout_s:g} s", transient=True)
             self._clock.sleep(pause_s)
             pause_s = min(pause_s * 2, 5.0)
-            with self._speaking(what):
-                operation = self._json("get", quote(str(operation["name"])))
+            with self._rest.speaking(what):
+                operation = self._rest.json("get", quote(str(operation["name"])))
         error = operation.get("error")
         if error:
             raise BackendError(f"{what}: {error.get('message') or error}")
@@ -266,47 +250,15 @@ class VertexBackend:
 
     def answer(self, *, task: str, model: str, line: bytes) -> bytes:
         """See `Backend.answer`."""
-        from google.genai import errors
-
         row = json.loads(line)
         method, body = vertexwire.answer_call(task, row["request"])
-        what = f"cannot ask {model} for {row['key']}"
-        with self._speaking(what):
-            try:
-                text = self._text("post", f"{quote(vertexwire.model_path(model))}:{method}", body)
-            except errors.APIError as error:
-                own = geminiwire.row_error(error.code, error.details, row["request"])
-                if own is None:
-                    raise
-                return geminiwire.response_line(row["key"], "error", json.dumps(own))
-            except sdk.unconnected() as error:
-                raise BackendError(
-                    f"{what}: no connection: {error}", status="UNAVAILABLE", transient=True
-                ) from error
-            return geminiwire.response_line(row["key"], "response", text)
+        return self._rest.answer(model, vertexwire.model_path(model), method, row, body)
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._client.close()
         self._http.close()
         self._storage.close()
-
-    # ------------------------------------------------------------ the wire
-
-    def _json(self, method: str, path: str, body: Mapping[str, Json] | None = None) -> dict[str, Json]:
-        """The service's reply as plain JSON."""
-        value = json.loads(self._text(method, path, body) or "{}")
-        if not isinstance(value, dict):
-            raise ValueError(f"the reply is not an object: {str(value)[:200]}")
-        return value
-
-    def _text(self, method: str, path: str, body: Mapping[str, Json] | None) -> str:
-        """The service's reply: one request, with the SDK's address, token and timeout."""
-        reply = self._client._api_client.request(method, path, dict(body or {}))
-        return reply.body or ""
-
-    def _speaking(self, what: str) -> AbstractContextManager[None]:
-        return sdk.speaking(what, vertexwire.problem)
 
 
 def default_base_url(location: str) -> str:

@@ -16,7 +16,7 @@ from runner.backends import geminiwire
 from runner.backends.sdk import LOG_IN
 from runner.backendspec import TOKEN_LABEL
 from runner.errors import BackendError
-from runner.model import Job, Json
+from runner.model import Job, JobState, Json
 
 LISTED = f"labels.{TOKEN_LABEL}:*"
 """Filter of a listing: every job that gbrun made, of whatever state, so that one known to exist is seen."""
@@ -112,16 +112,17 @@ def advice(code: int, job_name: str) -> str:
 # ---------------------------------------------------------------- jobs
 
 
-def read_job(body: Mapping[str, Any]) -> Job:
-    """A job. Raises `BackendError` for a state that gbrun does not know."""
+def read_job(body: Mapping[str, Any], *, listed: bool = False) -> Job:
+    """A job. Raises `BackendError` for a state that gbrun does not know, unless it is one of those
+    `listed`."""
     name = str(body["name"])
     word = str(body.get("state") or "").removeprefix("JOB_STATE_")
-    if word not in geminiwire.STATES:
+    if word not in geminiwire.STATES and not listed:
         raise BackendError(
             f"the job {name} is in a state that is not known here: {word or '(none)'}",
             hint="look for a newer version of gbrun",
         )
-    state = geminiwire.STATES[word]
+    state = geminiwire.STATES.get(word, JobState.UNKNOWN)
     error = body.get("error") or {}
     code, message = int(error.get("code") or 0), str(error.get("message") or "")
     looked_at = advice(code, name)
@@ -137,16 +138,6 @@ def read_job(body: Mapping[str, Any]) -> Job:
         end_time=str(body.get("endTime") or ""),
         counts=_counts(body.get("completionStats") or {}),
     )
-
-
-def read_listed(body: Mapping[str, Any]) -> Job | None:
-    """A job of a listing; None for a stranger's in a state that is not known, as not our affair."""
-    try:
-        return read_job(body)
-    except BackendError:
-        if str(body.get("displayName") or "").startswith("gb1-"):
-            raise
-        return None
 
 
 def output_prefix(body: Mapping[str, Any]) -> str:

@@ -1,0 +1,111 @@
+"""Records that are held while answers come in are those that the stored answers give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import orjson
+import pytest
+from builders import Outcomes, error_line, make_attempt, make_spec, make_stored, ok_line
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner import judged, parts
+from runner.blobs.memory import MemoryBlobs
+from runner.ingest import Collector
+from runner.model import JobState, Samples, Spec, Stored
+from runner.recordspool import RecordSpool
+from runner.results import Judge
+from runner.rowtable import KnownRow
+from runner.store import Store
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+"""What the answers below are judged by."""
+IDS = ["r1", "r2", "r3"]
+
+
+class Taken:
+    """Lines taken in by a run that holds their records."""
+
+    def __init__(self, spec: Spec, records: RecordSpool, lines: Sequence[bytes], token: str = "t-a1") -> None:
+        self.store = Store(MemoryBlobs(), None, "state")
+        self.spec, self.records = spec, records
+        self.stored: dict[str, Stored] = {}
+        self.take(lines, token)
+
+    def take(self, lines: Sequence[bytes], token: str) -> None:
+        attempt = make_attempt(token, job_state=JobState.SUCCEEDED)
+        shard = [orjson.dumps({"key": key}) for key in IDS]
+        collector = Collector(
+            attempt, Judge.of(self.spec), shard, Outcomes(self.stored), keep=self.records.adder(token)
+        )
+        self.store.put_responses(token, [b"\n".join([*lines, b""])], collector.line)
+        found = map(parts.load_outcome, collector.finish().lines)
+        self.stored |= {one.request_id: one for one in found}
+
+    def rows(self, records: RecordSpool | None) -> list[judged.RowResult]:
+        """What an export writes: one row for each request, or one for all as its samples."""
+        many = self.spec.samples.count > 1
+        wanted = [[[0, at, key] for at, key in enumerate(IDS)]] if many else [[[0, 0, key]] for key in IDS]
+        rows = [KnownRow(at, f"k{at}", "d", "c", json.dumps(w), "", "", None) for at, w in enumerate(wanted)]
+        answered = Outcomes(self.stored).stored_among
+        return list(judged.rows(self.spec, self.store, rows, answered, lambda _: None, records))
+
+
+TEXTS = st.sampled_from(
+    ['{"n":1}', '{"n":2,"_key":"x"}', '{"_key":1}', "{}", '{"n":"x"}', '```\n{"n":3}\n```', "no"]
+)
+LINES = st.lists(
+    st.builds(ok_line, st.sampled_from([*IDS, "x"]), TEXTS)
+    | st.builds(error_line, st.sampled_from(IDS), st.sampled_from([3, 13]))
+    | st.sampled_from([b"null", b"", b"{"]),
+    max_size=8,
+)
+
+
+@given(LINES, LINES, st.sampled_from([None, SCHEMA]), st.sampled_from([1, 3]))
+def test_held_records_are_those_of_the_stored_answers(
+    first: list[bytes], second: list[bytes], schema: Any, samples: int
+) -> None:
+    spec = make_spec(output_schema=schema, samples=Samples(count=samples))
+    with closing(RecordSpool(spec)) as records:
+        taken = Taken(spec, records, first)
+        taken.take(second, "t-a2")
+        assert taken.rows(records) == taken.rows(None)
+
+
+def test_answers_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(output_schema=SCHEMA)
+    with closing(RecordSpool(spec)) as records:
+        taken = Taken(spec, records, [ok_line(key, '{"n":1}') for key in IDS])
+        before = taken.rows(None)
+
+        def gone(*_: object) -> bytes:
+            raise AssertionError("a stored answer was read")
+
+        monkeypatch.setattr(taken.store, "response_member", gone)
+        assert taken.rows(records) == before
+        assert [row.line for row in before] == [b'{"_key":"k%d","n":1}\n' % at for at in range(3)]
+
+
+def test_a_record_that_tells_of_a_remedy_is_not_the_held_one() -> None:
+    spec = make_spec(output_schema=SCHEMA)
+    with closing(RecordSpool(spec)) as records:
+        taken = Taken(spec, records, [ok_line(key, '{"n":1}') for key in IDS])
+        taken.stored["r2"] = make_stored("r2", ref=taken.stored["r2"].ref, remedies="temperature 0")
+        assert taken.rows(records)[1].line == b'{"_key":"k1","n":1,"_remedied":"temperature 0"}\n'
+
+
+def test_an_output_that_is_read_anew_is_held_anew() -> None:
+    """A download that broke off left records of lines that may lie elsewhere the next time."""
+    spec = make_spec(output_schema=SCHEMA)
+    with closing(RecordSpool(spec)) as records:
+        broken = Taken(spec, records, [ok_line("r1", '{"n":1}'), ok_line("r2", '{"n":2}')])
+        again = Taken(spec, records, [ok_line("r3", '{"n":"x"}'), ok_line("r2", "{}")])
+        assert again.rows(records) == again.rows(None)
+        refs = broken.stored["r1"].ref, again.stored["r3"].ref
+        assert [ref and ref.offset for ref in refs] == [0, 0]
+        assert not records.fields("t-a1", 1, 0)
