@@ -352,7 +352,7 @@ class Apply:
         if not error.transient or (not policy.wait and self._outages >= _OUTAGES_WITHOUT_WAIT):
             raise error
         longest = max(policy.poll_interval_s, _OUTAGE_FIRST_S)
-        delay = min(policy.poll_interval_s * 2.0**self._outages, longest * 10, _OUTAGE_MAX_S)
+        delay = min(policy.poll_interval_s * 2.0 ** min(self._outages, 64), longest * 10, _OUTAGE_MAX_S)
         self._outages += 1
         self._outage_until = self._run.clock.now() + delay
         self._run.event("outage", "", f"{error.message}; next try in {delay:.0f} s")
