@@ -8,39 +8,61 @@ from pathlib import Path
 
 import pytest
 from simulation import invariants, run, world
-from simulation.faults import KINDS, POINTS, Faults
+from simulation.faults import Faults, on_vertex
 from simulation.process import Violation
 
-SEEDS = range(300)
+SEEDS = range(220)
 
 
 @pytest.fixture(scope="module")
-def totals() -> run.Totals:
+def lives() -> run.Lives:
     return run.live(SEEDS)
 
 
-def test_every_life_holds(totals: run.Totals) -> None:
+def test_every_life_holds(lives: run.Lives) -> None:
+    totals = run.together(lives)
     assert not totals.failures, run.failure(totals.failures[0])
     assert totals.seeds == len(SEEDS)
     assert totals.lost_rows == 0
 
 
-def test_lives_are_full_of_trouble(totals: run.Totals) -> None:
+def test_lives_are_full_of_trouble(lives: run.Lives) -> None:
     """A simulation in which nothing goes wrong shows nothing."""
-    unseen = [point for point in POINTS if not totals.visits[point]]
-    assert not unseen
-    assert not [kind for kind in KINDS if not totals.faults[kind]]
-    # So few lives may miss one or two of the rarest; thousands miss none.
-    assert len([point for point in POINTS if not totals.crashes[point]]) <= 3
-    assert set(totals.visits) <= set(POINTS)
-    assert totals.adopted > 50
-    assert totals.ambiguous > 50
+    for totals in lives.values():
+        assert totals.seeds > len(SEEDS) / 3
+        unseen = [point for point in totals.points if not totals.visits[point]]
+        assert not unseen
+        assert not [kind for kind in totals.kinds if not totals.faults[kind]]
+        # So few lives may miss some of the rarest; thousands miss none.
+        assert len([point for point in totals.points if not totals.crashes[point]]) <= 6
+        assert set(totals.visits) <= set(totals.points)
+        assert set(totals.faults) <= set(totals.kinds)
+        assert totals.adopted > 50
+        assert totals.ambiguous > 50
+
+
+def test_a_service_can_be_chosen() -> None:
+    lives = run.live(range(4), services=("vertex",))
+    assert list(lives) == ["vertex"]
+    assert lives["vertex"].seeds == sum(on_vertex(seed) for seed in range(4)) > 0
+
+
+def test_both_services_give_the_same_records() -> None:
+    """The undisturbed lives differ in their service alone."""
+    shape = world.shape_of(0)
+    with world._place() as folder:
+        one, other = (
+            world._reference(dataclasses.replace(shape, vertex=vertex), folder) for vertex in (False, True)
+        )
+    assert one == other
 
 
 def test_a_seed_is_one_life() -> None:
     """The same seed gives the same trace, two runners included."""
-    twice = [seed for seed in range(40) if Faults(seed).has("two_runners")][:3]
-    for seed in [0, 1, *twice]:
+    lived = {seed: Faults(seed, vertex=on_vertex(seed)) for seed in range(40)}
+    twice = [seed for seed, faults in lived.items() if faults.has("two_runners")]
+    vertex = [seed for seed in twice if on_vertex(seed)]
+    for seed in [0, 1, *twice[:2], *vertex[:2]]:
         assert world.simulate(seed).trace == world.simulate(seed).trace
 
 
@@ -63,7 +85,7 @@ def test_a_failure_names_its_replay() -> None:
 
 def _breaks(invariant: str) -> None:
     """Some life must break this invariant, and no other one before."""
-    found = run.live(range(60)).failures
+    found = run.together(run.live(range(60))).failures
     assert found
     violation = found[0].violation
     assert violation is not None

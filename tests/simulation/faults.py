@@ -31,6 +31,21 @@ KINDS = (
     "two_runners",
 )
 """Kinds of faults."""
+VERTEX_KINDS = (
+    *KINDS,
+    "blind_filter",  # listings with a filter show nothing, for a while
+    "stale_list",  # listings show a job as it was a while ago
+    "late_rows",  # rows land after the job has ended
+    "stragglers",  # rows land so late that nobody waits for them any more
+    "keyless_errors",  # rows of failures echo no key
+    "taken_place",  # somebody else's object stands where an upload is to go
+)
+"""Kinds of faults on Vertex."""
+
+
+def on_vertex(seed: int) -> bool:
+    """Whether the service of a seed's life is Vertex, and not the Developer API."""
+    return Random(f"service {seed}").random() < 0.5
 
 
 def _sides(effects: str, sides: str) -> tuple[str, ...]:
@@ -50,6 +65,13 @@ POINTS = (
     *_sides("records,errors", "before,after"),
 )
 """Where a process can die: around every effect, and inside of those that take time."""
+VERTEX_POINTS = (
+    *POINTS,
+    *_sides("upload,delete", "half"),
+    *_sides("page,wait", "before"),
+)
+"""On Vertex also before the look at what stands at an upload's place, between the deletions of an output and
+of its job, between pages, and while a call waits."""
 
 _NEEDS = {
     "attempt void": "two_crashes",
@@ -63,6 +85,8 @@ _NEEDS = {
     "errors": "final_errors",
 }
 """Effects that only some lives have, and what brings them about."""
+_VERTEX_NEEDS = {"upload half": "taken_place"}
+"""The same for single crash points on Vertex."""
 _RARE = tuple(
     point
     for point in POINTS
@@ -77,24 +101,28 @@ _RARE = tuple(
 class Faults:
     """The faults of one life. Each seed aims at one crash point and one kind, and adds others by chance."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, vertex: bool = False) -> None:
         self.rng = Random(f"faults {seed}")
         rng = self.rng
-        self.point = POINTS[seed % len(POINTS)]
-        self.kind = KINDS[seed // len(POINTS) % len(KINDS)]
-        self.need = _NEEDS.get(self.point.rpartition(" ")[0], "")
+        points, kinds = (VERTEX_POINTS, VERTEX_KINDS) if vertex else (POINTS, KINDS)
+        self.point = points[seed % len(points)]
+        self.kind = kinds[seed // len(points) % len(kinds)]
+        self.need = _VERTEX_NEEDS.get(self.point) or _NEEDS.get(self.point.rpartition(" ")[0], "")
         # Some lives have little trouble, some have nearly all of it.
-        chosen = {self.kind, *rng.sample(KINDS, rng.randint(*rng.choice(((0, 5), (10, 18)))))}
-        self._left = {kind: rng.randint(1, 2) for kind in KINDS if kind in chosen}
+        chosen = {self.kind, *rng.sample(kinds, rng.randint(*rng.choice(((0, 5), (10, 18)))))}
+        if "blind_filter" in chosen and rng.random() < 0.5:
+            # What a filter hides is told from what the service may hide anyway where that shows all else.
+            chosen -= {"list_lag", "clock_jump"} - {self.kind}
+        self._left = {kind: rng.randint(1, 2) for kind in kinds if kind in chosen}
         """Kind -> how often it may still happen."""
-        self._chance = dict.fromkeys(KINDS, 0.4) | {self.kind: 1.0}
+        self._chance = dict.fromkeys(kinds, 0.4) | {self.kind: 1.0}
         self._at: dict[str, int] = {self.point: 1 if self.need else rng.choice((1, 1, 1, 1, 2, 2, 3))}
         """Crash point -> the visit at which the process dies."""
         if rng.random() < 0.85:
             self._at.setdefault(rng.choice(_RARE), 1)
         if rng.random() < 0.4:
-            self._at.setdefault(rng.choice(POINTS), 1)
-        if self.need in KINDS:
+            self._at.setdefault(rng.choice(points), 1)
+        if self.need in kinds:
             self._left[self.need] = self._left.get(self.need, 0) + 1
             self._chance[self.need] = 1.0
         if self.need == "two_crashes":

@@ -17,6 +17,7 @@ from .process import Process, Violation
 from .shape import ERRORS, RECORDS, renderer
 
 if TYPE_CHECKING:
+    from .service import Fate
     from .world import World
 
 _S = AttemptState
@@ -79,6 +80,10 @@ class Watch:
             raise Violation("legal lives of attempts", f"{attempt.token}: {before.state} to {attempt.state}")
         if attempt.state is _S.COLLECTED and attempt.token not in self.collected:
             raise Violation("nothing stored is lost", f"{attempt.token} is collected, and no root says what")
+        if attempt.state is _S.ABANDONED and not self._world.may_miss_jobs:
+            made = [c.job_name for c in self.creations if c.token == attempt.token and c.job_name]
+            if made:
+                raise Violation("what a listing would have shown is adopted", f"{attempt.token} has {made}")
         if attempt.adopted and not (before and before.adopted):
             self._world.report.adopted += 1
         self.attempts[attempt.token] = attempt
@@ -101,7 +106,8 @@ class Watch:
     def _load(self, name: str) -> None:
         with self._world.blobs.open(name) as stream:
             lines = list(parts.read_lines(stream, name))
-        self.collected.add(orjson.loads(lines[0])["token"])
+        token = orjson.loads(lines[0])["token"]
+        self.collected.add(token)
         store = Store(self._world.blobs, None, "state")
         for line in lines[1:]:
             found = parts.load_outcome(line)
@@ -113,6 +119,10 @@ class Watch:
             if known and known.outcome is Outcome.OK and found.outcome is not Outcome.OK:
                 raise Violation("nothing stored is lost", f"{found.request_id} was ok, is {found.outcome}")
             self.outcomes[found.request_id] = found
+        fate = self._fate(token)
+        for key in sorted(fate.ok) if fate else ():
+            if self.outcomes[key].outcome is not Outcome.OK:
+                raise Violation("what a job answered is taken in at once", f"{key} of {token}")
 
     # ------------------------------------------------------------ calls
 
@@ -137,6 +147,13 @@ class Watch:
         if late:
             self._check_late(creation)
         return creation
+
+    def loading(self, token: str, data: bytes) -> None:
+        """A job reads its file."""
+        attempt = self.attempts[token]
+        store = Store(self._world.blobs, None, "state")
+        if data.splitlines() != list(store.shard_lines(attempt.shard_id)):
+            raise Violation("what is sent is what was stored", f"{token} reads {data[:200]!r}")
 
     def answered(self, job_name: str) -> None:
         """The reply of a create call has arrived."""
@@ -241,12 +258,22 @@ class Watch:
             if is_ok != (entry.key in written):
                 raise Violation("what is answered is a record", f"{entry.key}: {found and found.outcome}")
 
+    def _fate(self, token: str) -> Fate | None:
+        """What became of the job of an attempt, where all that it answered is to be there."""
+        attempt = self.attempts.get(token)
+        if attempt is None:
+            return None
+        stopped = attempt.job_name in self.cancelled or attempt.job_state is JobState.CANCELLED
+        # On Vertex a job that is cancelled keeps the rows that it has.
+        if stopped and not self._world.shape.vertex:
+            return None
+        return self._world.service.fates.get(attempt.job_name)
+
     def _check_lost(self) -> None:
         """Every answer of a job that the state knows must be the request's outcome."""
-        fates = self._world.service.fates
         for attempt in self.attempts.values():
-            fate = fates.get(attempt.job_name)
-            if fate is None or attempt.job_name in self.cancelled or attempt.job_state is JobState.CANCELLED:
+            fate = self._fate(attempt.token)
+            if fate is None:
                 continue
             if attempt.state.live:
                 raise Violation("nothing is left in flight", f"{attempt.token} is {attempt.state}")

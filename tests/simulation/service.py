@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -13,6 +13,7 @@ from runner.backends.memory import Ending, MemoryBackend
 from runner.errors import BackendError, SubmissionDeferred, SubmissionRefused, SubmissionUnknown
 from runner.model import Job, JobState, Upload
 
+from .faults import Faults
 from .process import Crash, Process
 from .shape import answer, is_cut
 
@@ -95,37 +96,9 @@ class Service(MemoryBackend):
                 self.make(self._world.late_calls[call["display_name"]], **call)
 
     def _fated(self, job_name: str) -> None:
-        faults, rng = self._world.faults, self._world.faults.rng
         lines = self._jobs[job_name].lines
-        keys = [line["key"] for line in lines]
-        fate = Fate()
-        part: list[str] = []
-        if faults.take("expired"):
-            fate.ending = Ending(state=JobState.EXPIRED)
-            part = keys[: rng.randint(0, len(keys))]
-        elif faults.take("job_failed"):
-            fate.ending = Ending(state=JobState.FAILED, error_code=13, error_message="it broke")
-            part = keys[: rng.randint(0, len(keys))]
-        elif faults.take("import_failed"):
-            fate.ending = Ending(state=JobState.FAILED, error_code=3, error_message="not imported")
-        elif faults.take("cancelled"):
-            fate.ending = Ending(state=JobState.CANCELLED)
-        else:
-            part = keys
-            if faults.take("missing_rows"):
-                part = [key for key in keys if rng.random() < 0.6]
-                fate.ending = Ending(state=rng.choice((JobState.SUCCEEDED, JobState.PARTIAL)))
-        answered = list(part)
-        errors: dict[str, int] = {}
-        if answered and faults.take("passing_errors"):
-            errors |= dict.fromkeys(_some(rng, answered), 8)
-        if answered and faults.take("final_errors"):
-            errors |= dict.fromkeys(_some(rng, answered), 3)
-        fate.errors = errors
-        fate.lost = frozenset(keys) - set(part)
-        fate.answered = frozenset(part) - set(errors)
-        fate.ok = fate.answered - {line["key"] for line in lines if is_cut(line)}
-        fate.data = self._output(lines, fate, rng)
+        fate = drawn(self._world.faults, lines)
+        fate.data = self._output(lines, fate, self._world.faults.rng)
         self.fates[job_name] = fate
 
     def _output(self, lines: list[Mapping[str, Any]], fate: Fate, rng: Random) -> bytes:
@@ -141,7 +114,7 @@ class Service(MemoryBackend):
             again = rng.choice(out)
             out.append(again)
             # An error beside an answer must not take its place.
-            out += [{"key": key, "error": {"code": 14, "message": "twice"}} for key in _some(rng, fate.ok)]
+            out += [{"key": key, "error": {"code": 14, "message": "twice"}} for key in some(rng, fate.ok)]
         rng.shuffle(out)
         texts = [json.dumps(body).encode() for body in out]
         if faults.take("noise_rows"):
@@ -186,7 +159,44 @@ class Service(MemoryBackend):
         return found
 
 
-def _some(rng: Random, keys: Any) -> list[str]:
+def drawn(faults: Faults, lines: Sequence[Mapping[str, Any]], *, on_vertex: bool = False) -> Fate:
+    """What will become of a job of these lines; on Vertex a cancelled one keeps what it has."""
+    rng = faults.rng
+    keys = [line["key"] for line in lines]
+    fate = Fate()
+    part: list[str] = []
+    if faults.take("expired"):
+        fate.ending = Ending(state=JobState.EXPIRED)
+        part = keys[: rng.randint(0, len(keys))]
+    elif faults.take("job_failed"):
+        fate.ending = Ending(state=JobState.FAILED, error_code=13, error_message="it broke")
+        part = keys[: rng.randint(0, len(keys))]
+    elif faults.take("import_failed"):
+        code = rng.choice((3, 5, 7, 9)) if on_vertex else 3
+        fate.ending = Ending(state=JobState.FAILED, error_code=code, error_message="not imported")
+    elif faults.take("cancelled"):
+        fate.ending = Ending(state=JobState.CANCELLED, error_code=1 if on_vertex else 0)
+        part = keys[: rng.randint(0, len(keys))] if on_vertex else []
+    else:
+        part = keys
+        if faults.take("missing_rows"):
+            part = [key for key in keys if rng.random() < 0.6]
+            fate.ending = Ending(state=rng.choice((JobState.SUCCEEDED, JobState.PARTIAL)))
+    answered = list(part)
+    errors: dict[str, int] = {}
+    if answered and faults.take("passing_errors"):
+        errors |= dict.fromkeys(some(rng, answered), 8)
+    if answered and faults.take("final_errors"):
+        errors |= dict.fromkeys(some(rng, answered), 3)
+    fate.errors = errors
+    fate.lost = frozenset(keys) - set(part)
+    fate.answered = frozenset(part) - set(errors)
+    fate.ok = fate.answered - {line["key"] for line in lines if is_cut(line)}
+    return fate
+
+
+def some(rng: Random, keys: Any) -> list[str]:
+    """At least one of them, where there are any."""
     found = sorted(keys)
     return rng.sample(found, rng.randint(1, len(found))) if found else []
 

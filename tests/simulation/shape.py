@@ -42,6 +42,8 @@ class Shape:
     """Whether some documents stand there twice."""
     remedied: bool = False
     """Whether some answers are cut until more tokens are allowed, and the spec has a remedy for it."""
+    vertex: bool = False
+    """Whether the service is Vertex, and not the Developer API."""
 
     def texts(self) -> Mapping[str, str]:
         """Key -> text, in input order."""
@@ -76,7 +78,7 @@ def make_spec(folder: Path, shape: Shape, *, max_attempts: int, max_jobs: int, c
     return Spec(
         path=folder / "spec.yaml",
         name="life",
-        backend=BackendSpec(type="local", paid=False),
+        backend=BackendSpec(type="local", like="vertex" if shape.vertex else "gemini", paid=False),
         state=folder / "state",
         inputs=(FilesSource(glob="*.txt"),),
         model="model",

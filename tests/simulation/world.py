@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -31,7 +32,7 @@ from runner.outputs import jsonl
 from runner.store import Store
 
 from . import disk
-from .faults import Calm, Faults
+from .faults import Calm, Faults, on_vertex
 from .invariants import Watch
 from .process import Crash, Process, Turns, Violation
 from .service import REQUEST_TIMEOUT_S, SETTLE_S, Connection, Service
@@ -43,6 +44,9 @@ from .shape import (
     make_spec,
     renderer,
 )
+
+if TYPE_CHECKING:
+    from .vertexjobs import VertexService
 
 _START_S = 1_800_000_000.0
 _LONGEST_S = 5 * 86400.0
@@ -134,10 +138,12 @@ class World:
         self.report.retries = self.spec.failures.max_attempts > 1
         self.report.remedied = shape.remedied
         self.service_clock = _Clock(self, None)
-        self.on_disk = rng.random() < 0.1 and not faults.calm
-        self.remote = not self.on_disk and Random(f"remote {seed}").random() < 0.4
+        self.on_disk = rng.random() < 0.1 and not faults.calm and not shape.vertex
+        self.remote = shape.vertex or (not self.on_disk and Random(f"remote {seed}").random() < 0.4)
         """Whether the lock of the state is a lease, which its holder's death does not free."""
         self.report.remote = self.remote
+        # Who never waits for a lease meets little else, and on Vertex there is no other lock.
+        self.lock_timeouts_s = (0.0, _TAKEN_OVER_S, _TAKEN_OVER_S) if shape.vertex else (0.0, 100.0)
         self.leases: dict[int, Leases] = {}
         """Locks that are held, by the number of their process."""
         self.blobs: Blobs = LocalBlobs(folder / "state") if self.on_disk else MemoryBlobs()
@@ -146,7 +152,7 @@ class World:
                 self.blobs.create(f"history/0000000{number:02}.json", b"old")
         # Beyond these bounds a listing may fail to show a job that exists, and a second one is allowed.
         self.may_miss_jobs = faults.has("list_lag") or faults.has("clock_jump")
-        self.service = Service(self)
+        self.service = self._service()
         self.watch = Watch(self)
         self.turns = Turns(rng)
         self.turn_chances = rng.choice(((0.02, 0.02), (0.1, 0.3), (0.5, 0.9)))
@@ -264,7 +270,7 @@ class World:
             wait=not faults.take("no_wait"),
             cleanup=self.spec.cleanup,
         )
-        backend = RetryingBackend(Connection(self, process), sleep=self.pass_time)
+        backend = RetryingBackend(self._connection(process), sleep=self.pass_time)
         try:
             for _ in range(_REPLANS):
                 made = self._plan(store, index)
@@ -289,7 +295,7 @@ class World:
                         new_lineage=lambda: f"{rng.getrandbits(128):032x}",
                         on_event=lambda event: self._event(process, event),
                         stop=self._stop,
-                        lock_timeout_s=_TAKEN_OVER_S if faults.calm else rng.choice((0.0, 100.0)),
+                        lock_timeout_s=_TAKEN_OVER_S if faults.calm else rng.choice(self.lock_timeouts_s),
                     ).run()
                 except PlanStale:
                     continue
@@ -300,6 +306,21 @@ class World:
             return type(error).__name__
         finally:
             index.close()
+
+    def _service(self) -> Service | VertexService:
+        if not self.shape.vertex:
+            return Service(self)
+        # Google's libraries take long to import, and lives of the other kind do not need them.
+        from .vertexjobs import VertexService
+
+        return VertexService(self)
+
+    def _connection(self, process: Process) -> Connection:
+        if not self.shape.vertex:
+            return Connection(self, process)
+        from .vertex import VertexConnection
+
+        return VertexConnection(self, process)
 
     def _plan(self, store: Store, index: Index) -> Plan:
         state, _ = store.load()
@@ -375,14 +396,15 @@ def shape_of(seed: int) -> Shape:
     rng = Random(f"shape {seed}")
     # Mostly small, which is fast; what is larger comes often enough.
     shards, per_shard = rng.choice((3, 3, 3, 4, 6)), rng.choice((2, 2, 2, 3, 5))
-    return Shape(shards, per_shard, rng.random() < 0.5, rng.random() < 0.5, rng.random() < 0.2)
+    twos = rng.random() < 0.5, rng.random() < 0.5, rng.random() < 0.2
+    return Shape(shards, per_shard, *twos, vertex=on_vertex(seed))
 
 
 def simulate(seed: int) -> Report:
     """Live the life of a seed. The report holds the violation, where there was one."""
     with _place() as folder:
         shape = shape_of(seed)
-        faults = Faults(seed)
+        faults = Faults(seed, vertex=shape.vertex)
         report = Report(seed)
         try:
             reference = _reference(shape, folder)
@@ -403,7 +425,7 @@ def simulate(seed: int) -> Report:
 def _live(world: World, reference: bytes) -> None:
     disk.enter(world)
     faults, rng = world.faults, world.rng
-    for _ in range(_DISTURBED_RUNS):
+    for _ in range(_DISTURBED_RUNS + 2 * world.shape.vertex):
         processes = world.run(2 if faults.take("two_runners") else 1)
         if processes[-1].outcome == "settled" and len(processes) == 1:
             world.watch.finished(reference)
