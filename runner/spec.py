@@ -34,19 +34,18 @@ from runner import (
 )
 from runner.errors import Diagnostic, SpecInvalid
 from runner.marks import Place
-from runner.model import (
-    BYTES_PER_TOKEN,
+from runner.model import BYTES_PER_TOKEN, Json
+from runner.sealing import seal, sealed
+from runner.specmodel import (
     BackendSpec,
     Failures,
     FilesSource,
     Guards,
-    Json,
     Samples,
     ShardLimits,
     Source,
     Spec,
 )
-from runner.sealing import seal, sealed
 from runner.specpaths import SpecPaths
 from runner.tree import Origin, Tree
 from runner.units import byte_count
