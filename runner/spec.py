@@ -87,6 +87,7 @@ def load(
     spec = _Builder(path, tree, environ, env, backend, state, known, allow_python).spec()
     if spec is not None:
         destinationspec.check_tables(tree, spec)
+        outputschema.check_samples(tree, spec)
         if spec.backend.protocol == "vertex" and spec.backend.mode == "batch":
             backendspec.check_importer(tree, spec)
     if tree.found or spec is None:
