@@ -32,8 +32,9 @@ from runner.blobs.local import LocalBlobs  # noqa: E402
 from runner.clock import SystemClock  # noqa: E402
 from runner.decide import Policy  # noqa: E402
 from runner.index import Index  # noqa: E402
-from runner.model import Job, JobState, ShardLimits, Upload  # noqa: E402
+from runner.model import Job, JobState, Upload  # noqa: E402
 from runner.render import Renderer  # noqa: E402
+from runner.specmodel import ShardLimits  # noqa: E402
 from runner.store import Store  # noqa: E402
 
 WORDS = ["router", "billing", "outage", "refund", "cable", "login", "invoice", "delivery", "screen", "noise"]

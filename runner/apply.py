@@ -22,10 +22,11 @@ from runner.decide import Policy, Situation
 from runner.errors import BackendError, PlanStale, StateError, StateLocked
 from runner.index import Index
 from runner.ledger import Ledger
-from runner.model import Json, Plan, Spec, State
+from runner.model import Json, Plan, State
 from runner.recordspool import RecordSpool
 from runner.results import Judge
 from runner.run import Event, Run
+from runner.specmodel import Spec
 from runner.store import Store
 
 _RELOCK_TIMEOUT_S = 600.0

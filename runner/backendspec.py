@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from runner import gcsuri, importer, response_schema, shape
 from runner.errors import Diagnostic
 from runner.marks import Place
-from runner.model import BackendSpec, Json, ShardLimits, Spec
+from runner.model import Json
+from runner.specmodel import BackendSpec, ShardLimits, Spec
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
 from runner.units import seconds

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 
 from runner.errors import Diagnostic
-from runner.model import BadRow, BigQuerySource, Spec
+from runner.model import BadRow
+from runner.specmodel import BigQuerySource, Spec
 
 _CODES = {
     "unreadable": "GB601",

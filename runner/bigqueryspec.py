@@ -6,7 +6,7 @@ import importlib.util
 
 from runner import bqtable, templates
 from runner.marks import Place
-from runner.model import BigQuerySource
+from runner.specmodel import BigQuerySource
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
 

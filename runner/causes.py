@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from runner.model import Action, Json, Plan, Spec
+from runner.model import Action, Json, Plan
+from runner.specmodel import Spec
 
 _MAX_LINES = 24
 _CONTEXT_LINES = 1

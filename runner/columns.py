@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from runner.model import Column, Destination, Json, Spec
+from runner.model import Json
 from runner.recordtypes import JSON, KEY, META, NOTES, STRING, WHOLE, Type, of_record
 from runner.shape import suggest
+from runner.specmodel import Column, Destination, Spec
 
 if TYPE_CHECKING:
     from jsonpath_rfc9535 import JSONPathQuery

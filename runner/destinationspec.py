@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from runner import bigqueryspec, bqtable, columns, gcsuri, globs
 from runner.marks import Place
-from runner.model import BigQuerySource, Column, Destination, FilesSource, Source, Spec
 from runner.recordtypes import KEY
 from runner.shape import not_built
+from runner.specmodel import BigQuerySource, Column, Destination, FilesSource, Source, Spec
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from runner import cancellation, collection, statefile, submission
 from runner.errors import BackendError, GuardRefused, StateError
-from runner.model import Attempt, AttemptState, Job, Json, Spec
+from runner.model import Attempt, AttemptState, Job, Json
 from runner.run import Run
+from runner.specmodel import Spec
 
 _NOT_FOUND = 404
 

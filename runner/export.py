@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner import outputs
-from runner.model import NOBODY, Outcome, Owner, Spec, Stored
+from runner.model import NOBODY, Outcome, Owner, Stored
 from runner.rowtable import KnownRow
+from runner.specmodel import Spec
 from runner.store import Store
 
 if TYPE_CHECKING:

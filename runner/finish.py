@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from runner import export, rowtable
 from runner.index import Index
-from runner.model import Export, Json, Owner, Plan, Spec, State
+from runner.model import Export, Json, Owner, Plan, State
 from runner.recordspool import RecordSpool
+from runner.specmodel import Spec
 from runner.store import Store
 
 

@@ -53,7 +53,7 @@ class _Settled(msgspec.Struct, gc=False):
 
 
 class Index:
-    """What a plan looks things up in. Implements `plan.History`."""
+    """What a plan looks things up in. Implements `history.History`."""
 
     def __init__(self, store: Store, *, check: bool = True) -> None:
         """Open the index beside the state, or in memory where nothing may be written.

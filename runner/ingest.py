@@ -16,7 +16,8 @@ from msgspec import structs
 from runner import parts, remedies
 from runner.model import Answer, Attempt, JobState, Outcome, ResponseRef, Stored
 from runner.remedies import Remedy
-from runner.results import Judge, Stray, rpc_code
+from runner.results import Judge, Stray
+from runner.rowerrors import rpc_code
 
 ATTEMPT_ERROR_CODES = frozenset({3, 5, 7, 9, 16})
 """google.rpc codes of a failed job that mean import, bucket or rights: no row is to blame."""

@@ -15,11 +15,12 @@ from msgspec import structs
 
 from runner import records
 from runner.errors import StateUnreadable
-from runner.model import Answer, Outcome, Spec, Stored
+from runner.model import Answer, Outcome, Stored
 from runner.records import Sample
 from runner.recordspool import RecordSpool
 from runner.results import Judge, dump_line
 from runner.rowtable import KnownRow
+from runner.specmodel import Spec
 from runner.store import Store
 
 _PAGE_ROWS = 5_000

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from runner import columns, modelfacts, schemalints, warning
 from runner.errors import Diagnostic
 from runner.marks import Place
-from runner.model import BigQuerySource, Spec, Template
 from runner.shape import suggest
+from runner.specmodel import BigQuerySource, Spec, Template
 from runner.templates import field
 from runner.templates import locate as locate_in_template
 from runner.variables import redact

@@ -14,6 +14,7 @@ from runner import pydanticmodel, validator, yamlfile
 from runner.marks import Place, locate
 from runner.model import Json
 from runner.shape import expected, shown, suggest
+from runner.specmodel import Spec
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
 
@@ -96,6 +97,22 @@ def _from_model(
 
     check(schema, report)
     return schema
+
+
+def check_samples(tree: Tree, spec: Spec) -> None:
+    """Report a property whose place is taken in the record of several samples."""
+    properties = (spec.output_schema or {}).get("properties")
+    if (
+        spec.samples.count > 1
+        and spec.samples.aggregate in ("majority", "mean")
+        and isinstance(properties, Mapping)
+        and "_agreement" in properties
+    ):
+        message = (
+            f'a schema cannot have a property "_agreement" with samples.aggregate: {spec.samples.aggregate}'
+        )
+        hint = "the record says under that name how many of the answers agree"
+        tree.problem(("output_schema", "properties", "_agreement"), "GB314", message, hint)
 
 
 def check(schema: dict[str, Json], report: Report) -> None:

@@ -11,93 +11,29 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from msgspec import structs
 
-from runner import badrows, remedies, rowtable
+from runner import badrows, reexport, remedies, rowtable
 from runner.errors import Diagnostic, InputUnreadable
 from runner.globs import Selector
-from runner.model import (
-    Action,
-    BadRow,
-    Basis,
-    Change,
-    Entry,
-    Outcome,
-    Plan,
-    Request,
-    Row,
-    Spec,
-    Stored,
-    Wanted,
-)
-from runner.planspool import PlanSpool, twice
+from runner.history import History, PriorRows
+from runner.model import Action, BadRow, Basis, Change, Entry, Outcome, Plan, Request, Row, Wanted
+from runner.planspool import PlanSpool
 from runner.remedies import Aim
 from runner.render import digest
 from runner.rowclass import Verdict, judge_row, rerun_reasons
-from runner.rowtable import Glance, KnownRow
+from runner.rowtable import KnownRow
 from runner.shard import ShardWriter
+from runner.specmodel import Spec
 
 Signature = tuple[int, int, int, int]
 """(byte size, mtime_ns, ctime_ns, inode) of an input file."""
 SAMPLE_COUNT = 3
-_OK = str(Outcome.OK)
 _BAD_ROWS_SHOWN = 20
 _BAD_ROWS_SOUGHT = 100
 """Bad rows that stop the plan at once, without a look at the other inputs."""
-
-
-class History(Protocol):
-    """What the planner asks of the past."""
-
-    @property
-    def components(self) -> Mapping[str, Mapping[str, Any]]:
-        """Components id -> {spec, digests} of the sets that rows refer to."""
-        ...
-
-    @property
-    def settled(self) -> bool:
-        """Whether the outcomes in the rows are the newest, with nothing in flight."""
-        ...
-
-    @property
-    def row_count(self) -> int:
-        """Rows of the last finished apply."""
-        ...
-
-    @property
-    def live_count(self) -> int:
-        """Requests in flight."""
-        ...
-
-    def rows(self, from_ordinal: int = 0) -> Iterator[KnownRow]:
-        """Rows of the last finished apply, by ordinal."""
-        ...
-
-    def glances(self, from_ordinal: int = 0) -> Iterator[Glance]:
-        """The same, as far as it takes to see that nothing changed."""
-        ...
-
-    def row(self, key: str) -> KnownRow | None:
-        """One of them."""
-        ...
-
-    def key_of(self, requests: str) -> str | None:
-        """A key of the last finished apply that wanted exactly these requests."""
-        ...
-
-    def stored(self, request_id: str) -> Stored | None:
-        """The latest outcome of a request."""
-        ...
-
-    def rejudged(self, request_id: str) -> Stored | None:
-        """The outcome of a request where it is judged otherwise than it was stored."""
-        ...
-
-    def live(self, request_id: str) -> str | None:
-        """The token of the live attempt that holds a request."""
-        ...
 
 
 class Rendering(Protocol):
@@ -195,9 +131,7 @@ class _Planner:
         self._components_id = digest(self._components)
         self._spool = PlanSpool(workspace / "plan.sqlite", history.rows)
         self._writer = ShardWriter(workspace, spec.shards)
-        self._cursor = history.glances()
-        self._head = next(self._cursor, None)
-        self._seen = bytearray(history.row_count)
+        self._prior = PriorRows(history)
         self._settled = history.settled
         self._quick = self._settled and selection == Selection()
         """Whether a row that looks as it did needs no further look."""
@@ -206,8 +140,6 @@ class _Planner:
         self._final = frozenset(outcome.value for outcome in Outcome) - open_classes
         """Row classes that need no look at the requests to be called settled."""
         self._ordinal = 0
-        self._glanced = 0
-        """Rows that were unchanged at a glance; in no other count until the end."""
         self._counts: Counter[Action] = Counter()
         self._failed: Counter[str] = Counter()
         self._tokens: set[str] = set()
@@ -228,32 +160,15 @@ class _Planner:
         """
         if not self._quick or self._spool.begun:
             return next(entries, None)
-        cursor, head, components = self._cursor, self._head, self._components_id
-        first = ordinal = self._ordinal
-        closer = None
-        for entry in entries:
-            if (
-                head is None
-                or head[1] != entry.key
-                or head[4] != entry.signature
-                or head[0] != ordinal
-                or head[2] != components
-                or head[3] not in self._final
-            ):
-                closer = entry
-                break
-            if head[3] == _OK:
-                self._glanced += 1
-            else:
-                self._settle(head[3])
-            head = next(cursor, None)
-            ordinal += 1
-        self._seen[first:ordinal] = b"\x01" * (ordinal - first)
-        self._head, self._ordinal = head, ordinal
+        closer, self._ordinal, passed = self._prior.pass_alike(
+            entries, self._ordinal, self._components_id, self._final
+        )
+        for outcome, count in passed.items():
+            self._settle(outcome, count)
         return closer
 
     def add(self, entry: Entry) -> None:
-        prior = self._match(entry.key)
+        prior = self._prior.match(entry.key)
         if self._selection.target is not None and not self._selection.target.matches(entry.key):
             self._keep(prior)
             return
@@ -421,12 +336,12 @@ class _Planner:
             self._spool.add(prior._replace(ordinal=self._ordinal))
         self._ordinal += 1
 
-    def _settle(self, outcome: str) -> None:
+    def _settle(self, outcome: str, count: int = 1) -> None:
         if outcome == Outcome.OK:
-            self._counts[Action.UNCHANGED] += 1
+            self._counts[Action.UNCHANGED] += count
         else:
-            self._counts[Action.FAILED] += 1
-            self._failed[outcome] += 1
+            self._counts[Action.FAILED] += count
+            self._failed[outcome] += count
 
     def _keep(self, prior: KnownRow | None) -> None:
         """A row outside the target: as it was exported last, or not there yet."""
@@ -458,30 +373,13 @@ class _Planner:
         if verdict.action is not Action.UNCHANGED and not still:
             self._spool.change(now, verdict.action, verdict.reasons, same_as)
 
-    def _match(self, key: str) -> KnownRow | None:
-        """The prior row of this key. Rows usually come in the order they had, so look there first."""
-        found = self._history.row(key) if self._seen else None
-        if found is None:
-            return None
-        head = self._head
-        if head is not None and found.ordinal == head[0]:
-            self._head = next(self._cursor, None)
-        elif head is not None and found.ordinal > head[0]:
-            self._cursor = self._history.glances(found.ordinal + 1)
-            self._head = next(self._cursor, None)
-        if self._seen[found.ordinal]:
-            raise twice(key)
-        self._seen[found.ordinal] = 1
-        return found
-
     # ------------------------------------------------------------ the end
 
     def finish_rows(self) -> None:
-        self._counts[Action.UNCHANGED] += self._glanced
         if self._bad:
             self._raise_bad_rows()
         target = self._selection.target
-        for gone in self._unseen() if self._seen.count(0) else ():
+        for gone in self._prior.unseen():
             if target is not None and not target.matches(gone.key):
                 self._keep(gone)
             else:
@@ -493,9 +391,6 @@ class _Planner:
         self._spool.flush()
         if self._counts[Action.REMOVED]:
             self._spool.pair_renames(self._pair)
-
-    def _unseen(self) -> Iterator[KnownRow]:
-        return (row for row in self._history.rows() if not self._seen[row.ordinal])
 
     def _pair(self, appeared: Change, components: str) -> Change | None:
         if self._history.row(appeared.key) is not None:
@@ -537,7 +432,7 @@ class _Planner:
             failed=dict(self._failed),
             shards=shards,
             rows_path=self._spool.path if self._spool.begun else None,
-            reexport=_reexport(
+            reexport=reexport.causes(
                 basis, judge_digest, destinations, moved=self._moved, failed_anew=self._failed_anew
             ),
             live_tokens=frozenset(self._tokens),
@@ -578,35 +473,6 @@ def _alike(prior: KnownRow, now: KnownRow) -> bool:
         now.components,
         now.problem,
     ) and settled
-
-
-def _reexport(
-    basis: Basis,
-    judge_digest: str,
-    destinations: Mapping[str, tuple[str, int] | None],
-    *,
-    moved: bool,
-    failed_anew: bool,
-) -> tuple[str, ...]:
-    export = basis.export
-    if export is None:
-        return ("never written",)
-    out = []
-    if export.rows != basis.rows or export.outcome_count != basis.outcome_count:
-        out.append("newer outcomes")
-    if export.judge != judge_digest:
-        out.append("output settings changed")
-    for path, found in destinations.items():
-        written = export.files.get(path)
-        if written is not None and written != found:
-            out.append(f"{path} is missing" if found is None else f"{path} was altered")
-    gone = sorted(export.files.keys() - destinations.keys())
-    out += (f"{path} is no longer a destination, and stays as it is" for path in gone)
-    if failed_anew:
-        out.append("rows failed that had not")
-    if moved and not out:
-        out.append("the order of the rows changed")
-    return tuple(out)
 
 
 def _plan_id(plan: Plan, changes: str) -> str:

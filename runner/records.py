@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import orjson
 
-from runner.model import Answer, Json, Outcome, Spec, Stored
+from runner.model import Answer, Json, Outcome, Stored
 from runner.results import dump_line
+from runner.specmodel import Spec
 
 OK = Outcome.OK
 _PRECEDENCE = {outcome: place for place, outcome in enumerate(Outcome)}

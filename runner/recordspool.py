@@ -13,7 +13,8 @@ from typing import IO
 import msgspec
 
 from runner import records
-from runner.model import Answer, Outcome, ResponseRef, Spec
+from runner.model import Answer, Outcome, ResponseRef
+from runner.specmodel import Spec
 
 _DECODER = msgspec.msgpack.Decoder(dict[int, bytes])
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from runner.model import Json, Spec
+from runner.model import Json
+from runner.specmodel import Spec
 
 KEY = "_key"
 OTHERS = "_extra"

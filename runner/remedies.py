@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from runner.model import Json, Spec, Stored
+from runner.model import Json, Stored
+from runner.specmodel import Spec
 
 MAX_OUTPUT_TOKENS = 65_536
 """No factor goes beyond. Source: output limit of the Gemini 2.5 and 3 models, read 2026-11-21."""

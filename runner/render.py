@@ -16,9 +16,10 @@ from typing import Any
 import orjson
 
 from runner import importer, response_schema
-from runner.model import DEFAULT_ENV, BadRow, Json, Request, Row, Spec
+from runner.model import BadRow, Json, Request, Row
 from runner.sandbox import CompiledTemplate, Fields, TemplateFailed
 from runner.sealing import sealed
+from runner.specmodel import DEFAULT_ENV, Spec
 
 IDENTITY_VERSION = 1
 """Part of every id. A new version would re-run everything, so it needs aliases first."""

@@ -17,50 +17,20 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from runner import answer_json, validator
-from runner.model import Answer, Json, Outcome, Spec
+from runner import answer_json, rowerrors, validator
+from runner.model import Answer, Json, Outcome
+from runner.specmodel import Spec
 from runner.validator import Validator
 
 JUDGE_VERSION = 3
 """Rises when the same stored response would be judged differently."""
 
-_TRANSIENT_CODES = frozenset({1, 2, 4, 8, 9, 10, 13, 14, 408, 429, 500, 502, 503, 504})
-"""google.rpc codes; HTTP codes of the same meaning have not been seen in rows, but cost nothing to know."""
 _BLOCKED_REASONS = frozenset(
     {
         "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY",
         "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "MODEL_ARMOR",
     }
 )  # fmt: skip
-_RPC_CODES = {
-    1: "CANCELLED", 2: "UNKNOWN", 3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 5: "NOT_FOUND",
-    6: "ALREADY_EXISTS", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED", 9: "FAILED_PRECONDITION",
-    10: "ABORTED", 11: "OUT_OF_RANGE", 12: "UNIMPLEMENTED", 13: "INTERNAL", 14: "UNAVAILABLE",
-    15: "DATA_LOSS", 16: "UNAUTHENTICATED",
-}  # fmt: skip
-_NUMBERS = {name: number for number, name in _RPC_CODES.items()}
-_OF_HTTP = {
-    400: 3,
-    401: 16,
-    403: 7,
-    404: 5,
-    408: 4,
-    409: 10,
-    429: 8,
-    499: 1,
-    500: 13,
-    501: 12,
-    503: 14,
-    504: 4,
-}
-"""HTTP status to google.rpc code. Source: googleapis google/rpc/code.proto."""
-_OF_PHRASE = {
-    "Bad Request": 3,
-    "Too Many Requests": 8,
-    "Internal Server Error": 13,
-    "Service Unavailable": 14,
-}
-_MAX_MESSAGE_CHARS = 500
 _MAX_RAW_BYTES = 100_000
 """Of a line that cannot be read; all of it is stored, this much is told."""
 _KEY = re.compile(rb'"key"\s*:\s*"(r[0-9a-f]{32})"')
@@ -73,11 +43,6 @@ class Stray:
     """A line that answers no request: `null`, no object, or no key."""
 
     what: str
-
-
-def rpc_code(number: int) -> str:
-    """The name of a google.rpc code."""
-    return _RPC_CODES.get(number, f"CODE_{number}")
 
 
 class Judge:
@@ -171,9 +136,9 @@ class Judge:
         if isinstance(error, str) and error:
             error = {"message": error}
         if isinstance(error, dict):
-            return _row_error(key, error)
+            return rowerrors.answer(key, error)
         if body.get("status"):
-            return _row_error(key, _status_error(body["status"]))
+            return rowerrors.answer(key, rowerrors.of_status(body["status"]))
         response = body.get("response")
         if not isinstance(response, dict):
             return Answer(
@@ -258,7 +223,7 @@ class Judge:
             # Values that no other JSON reader would take either, such as half a surrogate pair.
             messages = [f"/: {error}"]
         if messages:
-            message = "; ".join(messages)[:_MAX_MESSAGE_CHARS]
+            message = "; ".join(messages)[: rowerrors.MAX_MESSAGE_CHARS]
             return Answer(
                 outcome=Outcome.INVALID, code="SCHEMA", message=message, raw=text, repaired=repaired, **common
             )
@@ -385,40 +350,6 @@ def without_echo(line: bytes) -> bytes:
     if not isinstance(body, dict):
         return line
     return dump_line({key: value for key, value in body.items() if key != "request"}).removesuffix(b"\n")
-
-
-def _row_error(key: str, error: Mapping[str, Json]) -> Answer:
-    number = error.get("code")
-    number = number if isinstance(number, int) else 2
-    outcome = Outcome.TRANSIENT if number in _TRANSIENT_CODES else Outcome.REJECTED
-    message = _text(error.get("message")) or "the service gave no message"
-    return Answer(
-        request_id=key,
-        outcome=outcome,
-        code=rpc_code(number),
-        message=message[:_MAX_MESSAGE_CHARS],
-        raw=dict(error),
-    )
-
-
-def _status_error(status: Json) -> dict[str, Json]:
-    """The error in a Vertex row's `status`: `Bad Request: {"error": {"code": 400, ...}}`, or words alone.
-
-    Its code is one of google.rpc, as in rows of the Developer API. Source: rows of live jobs, 2026-09.
-    """
-    text = status if isinstance(status, str) else json.dumps(status)
-    words, _, rest = text.partition(": ")
-    try:
-        body = answer_json.parse(rest.encode())
-    except (ValueError, RecursionError):
-        body = None
-    said = body.get("error") if isinstance(body, dict) else None
-    said = said if isinstance(said, dict) else {}
-    name = _text(said.get("status")) or words.upper().replace(" ", "_")
-    number = said.get("code")
-    code = _NUMBERS.get(name) or _OF_HTTP.get(number if isinstance(number, int) else 0)
-    message = _text(said.get("message")) or text
-    return {"code": code or _OF_PHRASE.get(words, 2), "message": message, "status": text[:_MAX_RAW_BYTES]}
 
 
 def _content(content: Json) -> tuple[str, tuple[Json, ...], bool]:

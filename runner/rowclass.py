@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from runner.model import Action, Failures, Outcome, Stored, Wanted
+from runner.model import Action, Outcome, Stored, Wanted
 from runner.render import COMPONENTS
+from runner.specmodel import Failures
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from runner.clock import Clock
 from runner.decide import Policy
 from runner.index import Index
 from runner.ledger import Ledger
-from runner.model import Json, PlannedShard, Spec
+from runner.model import Json, PlannedShard
 from runner.recordspool import RecordSpool
 from runner.remedies import Remedy
 from runner.results import Judge
+from runner.specmodel import Spec
 from runner.store import Store
 
 

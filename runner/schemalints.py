@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from runner import outputschema, response_schema, validator, warning
 from runner.errors import Diagnostic
 from runner.marks import Place
-from runner.model import Json, Spec
+from runner.model import Json
 from runner.shape import suggest
+from runner.specmodel import Spec
 
 _KEYWORDS = frozenset(
     {

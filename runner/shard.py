@@ -9,7 +9,8 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO
 
-from runner.model import PlannedShard, Request, ShardLimits
+from runner.model import PlannedShard, Request
+from runner.specmodel import ShardLimits
 
 
 class ShardWriter:

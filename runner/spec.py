@@ -34,19 +34,18 @@ from runner import (
 )
 from runner.errors import Diagnostic, SpecInvalid
 from runner.marks import Place
-from runner.model import (
-    BYTES_PER_TOKEN,
+from runner.model import BYTES_PER_TOKEN, Json
+from runner.sealing import seal, sealed
+from runner.specmodel import (
     BackendSpec,
     Failures,
     FilesSource,
     Guards,
-    Json,
     Samples,
     ShardLimits,
     Source,
     Spec,
 )
-from runner.sealing import seal, sealed
 from runner.specpaths import SpecPaths
 from runner.tree import Origin, Tree
 from runner.units import byte_count
@@ -88,6 +87,7 @@ def load(
     spec = _Builder(path, tree, environ, env, backend, state, known, allow_python).spec()
     if spec is not None:
         destinationspec.check_tables(tree, spec)
+        outputschema.check_samples(tree, spec)
         if spec.backend.protocol == "vertex" and spec.backend.mode == "batch":
             backendspec.check_importer(tree, spec)
     if tree.found or spec is None:

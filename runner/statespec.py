@@ -9,7 +9,7 @@ from pathlib import Path
 from runner import gcsuri
 from runner.errors import UsageInvalid
 from runner.gcsuri import GcsUri
-from runner.model import BackendSpec
+from runner.specmodel import BackendSpec
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
 

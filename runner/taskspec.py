@@ -8,7 +8,8 @@ import importlib.util
 from collections.abc import Mapping
 
 from runner import modelfacts, templates
-from runner.model import Failures, Json, Samples, Template
+from runner.model import Json
+from runner.specmodel import Failures, Samples, Template
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
 

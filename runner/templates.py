@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import Diagnostic
 from runner.marks import Mark, Place, Source, where
-from runner.model import Template
+from runner.specmodel import Template
 from runner.specpaths import SpecPaths
 from runner.tree import Tree
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from runner import modelfacts, records
-from runner.model import Answer, Json, Outcome, Request, Spec
+from runner.model import Answer, Json, Outcome, Request
 from runner.results import Judge, Stray, dump_line
+from runner.specmodel import Spec
 from runner.story import quoted, sent_lines
 
 LEAST_COSINE = 0.99

@@ -15,8 +15,9 @@ import orjson
 
 from runner.errors import Diagnostic
 from runner.marks import Mark, Place, locate, nearest
-from runner.model import DEFAULT_ENV, Json
+from runner.model import Json
 from runner.shape import shown, suggest
+from runner.specmodel import DEFAULT_ENV
 from runner.tree import Tree
 from runner.yamlfile import Document
 

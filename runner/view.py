@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from runner.causes import Cause
-from runner.model import Action, Attempt, Change, Plan, Spec, State
+from runner.model import Action, Attempt, Change, Plan, State
+from runner.specmodel import Spec
 
 if TYPE_CHECKING:
     from runner.apply import Result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runner.errors import Diagnostic
 from runner.marks import Place, locate, nearest
-from runner.model import Spec
+from runner.specmodel import Spec
 
 
 def at(spec: Spec, place: Place, code: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:

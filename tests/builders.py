@@ -16,26 +16,21 @@ from runner.index import Index
 from runner.model import (
     Attempt,
     AttemptState,
-    BackendSpec,
     BadRow,
     Basis,
-    Destination,
     Entry,
     Export,
-    FilesSource,
     Job,
     JobState,
     Outcome,
     Plan,
     Row,
-    ShardLimits,
-    Spec,
     State,
     Stored,
-    Template,
 )
 from runner.parts import dump_outcome
 from runner.render import Renderer
+from runner.specmodel import BackendSpec, Destination, FilesSource, ShardLimits, Spec, Template
 from runner.store import Store
 
 LINEAGE = "0123456789abcdef0123456789abcdef"

@@ -32,8 +32,9 @@ from runner.errors import (
     SubmissionRefused,
     SubmissionUnknown,
 )
-from runner.model import Answer, BackendSpec, Job, JobState, Outcome
+from runner.model import Answer, Job, JobState, Outcome
 from runner.results import Judge
+from runner.specmodel import BackendSpec
 
 DATA = b'{"key":"r1","request":{}}\n'
 DIGEST = hashlib.sha256(DATA).hexdigest()

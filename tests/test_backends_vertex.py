@@ -14,7 +14,8 @@ from test_backends_gemini import Call, Reply, Service, answer, refusal
 from runner.backends import vertex, vertexwire
 from runner.backends.vertex import VertexBackend, from_environment
 from runner.errors import BackendError, SubmissionDeferred, SubmissionRefused, SubmissionUnknown
-from runner.model import BackendSpec, Job, JobState
+from runner.model import Job, JobState
+from runner.specmodel import BackendSpec
 
 TOKEN = "gb1-0123abcd-0123456789abcdef-a1"
 PLACE = "/v1beta1/projects/my-project/locations/us-central1"

@@ -18,9 +18,10 @@ from builders import make_spec, make_template
 
 from runner import bqclient, inputs, outputs
 from runner.errors import GbrunError, InputUnreadable
-from runner.model import ALTERED, NOBODY, BadRow, BigQuerySource, Destination, Entry, Owner, Row, Spec
+from runner.model import ALTERED, NOBODY, BadRow, Entry, Owner, Row
 from runner.outputs import bigquery as table_output
 from runner.results import dump_line
+from runner.specmodel import BigQuerySource, Destination, Spec
 
 NEEDED = ("bqemulator", "duckdb", "numpy", "google.cloud.bigquery")
 ABSENT = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -331,7 +332,7 @@ def test_vectors(service: Any, tmp_path: Path) -> None:
 
 
 def test_chosen_columns(service: Any, spec: Spec) -> None:
-    from runner.model import Column
+    from runner.specmodel import Column
 
     columns = (Column(name="id", path="$._key"), Column(name="rooms", path="$.place.rooms[*]"))
     chosen = replace(spec, destinations=(replace(spec.destinations[0], columns=columns),))

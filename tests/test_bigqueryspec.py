@@ -10,7 +10,8 @@ from runner import bigqueryspec, bqtable, lints, spec
 from runner.badrows import diagnose
 from runner.bqtable import TableName
 from runner.errors import SpecInvalid
-from runner.model import BadRow, BigQuerySource, Destination, Spec
+from runner.model import BadRow
+from runner.specmodel import BigQuerySource, Destination, Spec
 
 TEXT = """\
 version: 1

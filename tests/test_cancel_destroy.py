@@ -20,10 +20,11 @@ from runner.decide import Policy
 from runner.errors import BackendError, GuardRefused, StateError
 from runner.index import Index
 from runner.ledger import Ledger
-from runner.model import AttemptState, Destination, Job, JobState, Request, ShardLimits
+from runner.model import AttemptState, Job, JobState, Request
 from runner.results import Judge
 from runner.run import Run
 from runner.shard import ShardWriter
+from runner.specmodel import Destination, ShardLimits
 from runner.store import Store
 
 STUCK = {"kind": "stuck_pending", "seconds": 600}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runner import columns
 from runner.columns import BadPath, compiled, field_path
-from runner.model import Column, Destination
+from runner.specmodel import Column, Destination
 
 RECORD: dict[str, Any] = {
     "_key": "k",

@@ -11,7 +11,7 @@ import pytest
 
 from runner import spec
 from runner.errors import SpecInvalid
-from runner.model import Column, Destination, Spec
+from runner.specmodel import Column, Destination, Spec
 
 SPEC = """
 version: 1

@@ -22,12 +22,13 @@ from runner import export
 from runner.blobs.memory import MemoryBlobs
 from runner.errors import GbrunError, StateError, StateUnreadable
 from runner.ingest import Collector
-from runner.model import BadRow, Column, Destination, JobState, Outcome, Spec, Stored
+from runner.model import BadRow, JobState, Outcome, Stored
 from runner.outputs.atomicfile import look
 from runner.outputs.jsonl import JsonlFile
 from runner.parts import load_outcome
 from runner.results import Judge
 from runner.rowtable import KnownRow, dump_problem
+from runner.specmodel import Column, Destination, Spec
 from runner.store import Store
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}

@@ -16,8 +16,9 @@ import pytest
 from runner.emulator import faults
 from runner.emulator.faults import FILE_KINDS, HttpRule, JobRule, RowRule
 from runner.emulator.nearlyjson import FLAWS
-from runner.model import Failures, Outcome
+from runner.model import Outcome
 from runner.results import _TRANSIENT_CODES
+from runner.specmodel import Failures
 
 
 def kinds(rule: type) -> list[str]:

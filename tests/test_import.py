@@ -23,10 +23,11 @@ from runner.decide import Policy
 from runner.errors import UsageInvalid
 from runner.index import Index
 from runner.ledger import Ledger
-from runner.model import Job, JobState, PlannedShard, Request, ShardLimits
+from runner.model import Job, JobState, PlannedShard, Request
 from runner.results import Judge
 from runner.run import Run
 from runner.shard import ShardWriter
+from runner.specmodel import ShardLimits
 from runner.store import Store
 
 

@@ -10,8 +10,9 @@ from builders import make_row, make_spec
 
 from runner import importer
 from runner.emulator.vertexfile import Importer, ImportFailed
-from runner.model import BackendSpec, Request
+from runner.model import Request
 from runner.render import Renderer
+from runner.specmodel import BackendSpec
 
 VERTEX = BackendSpec(type="local", like="vertex", paid=False)
 GEMINI = BackendSpec(type="local", paid=False)

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.ingest import ATTEMPT_ERROR_CODES, Collector, Ingested, failed_as_a_whole
-from runner.model import Attempt, Failures, JobState, Outcome, ResponseRef, Stored
+from runner.model import Attempt, JobState, Outcome, ResponseRef, Stored
 from runner.parts import load_outcome
 from runner.results import Judge
+from runner.specmodel import Failures
 
 DONE = make_attempt(job_state=JobState.SUCCEEDED)
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from runner import globs, inputs
 from runner.errors import InputUnreadable
-from runner.model import BadRow, Destination, Entry, FilesSource, Row
+from runner.model import BadRow, Entry, Row
+from runner.specmodel import Destination, FilesSource
 
 
 def write(folder: Path, files: Mapping[str, bytes | str]) -> None:

@@ -23,7 +23,7 @@ def words(text: str) -> list[str]:
 
 # Read from top to bottom this is the program. A new file gets its place here.
 ORDER = words("""
-    errors gcsuri bqtable model clock globs sealing units statefile parts
+    errors gcsuri bqtable model specmodel clock globs sealing units statefile parts
     blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcsobjects blobs.gcs
     diagnostics badrows schemafile
     sandbox schemaparts response_schema importer validator
@@ -31,8 +31,9 @@ ORDER = words("""
     pydanticmodel outputschema recordtypes columns destinationspec backendspec statespec spec
     warning schemalints lints specformat
     bqclient inputs.files inputs.bigquery inputs
-    render remedies shard rowclass rowtable planspool plan causes
-    store indexfile index garbage roots keys repair answer_json results records recordspool ingest judged
+    render remedies shard rowclass rowtable planspool history reexport plan causes
+    store indexfile index garbage roots keys repair answer_json rowerrors results records recordspool
+    ingest judged
     outputs.atomicfile outputs.cells outputs.jsonl outputs.csv outputs.parquet outputs.sqlite
     outputs.gcs outputs.bigquery outputs export
     emulator emulator.patterns emulator.messages emulator.wire emulator.database emulator.faults
@@ -55,9 +56,10 @@ ORDER = words("""
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip
 PURE = words("""
-    errors gcsuri bqtable model globs sealing statefile parts sandbox schemaparts response_schema importer
-    validator
-    recordtypes render remedies shard rowclass plan causes repair answer_json results records ingest
+    errors gcsuri bqtable model specmodel globs sealing statefile parts sandbox schemaparts response_schema
+    importer validator
+    recordtypes render remedies shard rowclass reexport plan causes repair answer_json rowerrors results
+    records ingest
     backends.geminiwire backends.vertexwire decide events view story
 """)  # fmt: skip
 # What the pure modules may stand on, so that they run inside any other engine.

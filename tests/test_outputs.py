@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from runner import outputs
 from runner.errors import GbrunError
-from runner.model import Column, Destination, Spec
 from runner.outputs.atomicfile import look
 from runner.results import dump_line
+from runner.specmodel import Column, Destination, Spec
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".sqlite")
 TYPED = (".parquet", ".sqlite")

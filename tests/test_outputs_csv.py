@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_outputs import spec_of, written
 
-from runner.model import Destination
+from runner.specmodel import Destination
 
 
 @pytest.mark.parametrize("text", ["a\rb", "a\nb", "a\r\nb", 'a"b', "a,b", "=SUM(A1)", "'x", "\u2028", "é"])

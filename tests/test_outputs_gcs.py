@@ -23,9 +23,10 @@ from runner.blobs import gcsobjects
 from runner.blobs.gcserrors import EMULATOR_VARIABLE
 from runner.blobs.gcsobjects import GcsObjects
 from runner.errors import GbrunError
-from runner.model import ALTERED, Column, Destination, Owner, Spec
+from runner.model import ALTERED, Owner
 from runner.outputs import gcs as object_output
 from runner.results import dump_line
+from runner.specmodel import Column, Destination, Spec
 
 SERVERS = [url_of_gcs, url_of_fake_gcs_server]
 OURS, THEIRS = "0123456789abcdef" * 2, "fedcba9876543210" * 2

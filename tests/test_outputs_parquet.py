@@ -14,8 +14,8 @@ import pytest
 from test_outputs import META, spec_of, written
 
 from runner.errors import GbrunError
-from runner.model import Column, Destination, Samples
 from runner.outputs.parquet import ROW_GROUP_ROWS
+from runner.specmodel import Column, Destination, Samples
 
 
 def schema_of(path: Path) -> dict[str, str]:

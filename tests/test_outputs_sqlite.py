@@ -8,8 +8,8 @@ from typing import Any
 
 from test_outputs import SCHEMA, spec_of, written
 
-from runner.model import Column, Destination
 from runner.outputs.sqlite import APPLICATION_ID, FORMAT
+from runner.specmodel import Column, Destination
 
 
 def query(path: Path, sql: str) -> list[tuple[Any, ...]]:

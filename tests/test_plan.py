@@ -19,20 +19,9 @@ from msgspec import structs
 
 from runner.errors import InputUnreadable, UsageInvalid
 from runner.globs import Selector
-from runner.model import (
-    Action,
-    AttemptState,
-    BadRow,
-    Failures,
-    FilesSource,
-    Guards,
-    Outcome,
-    Plan,
-    Samples,
-    ShardLimits,
-    Spec,
-)
+from runner.model import Action, AttemptState, BadRow, Outcome, Plan
 from runner.plan import RowsUnreadable, Selection
+from runner.specmodel import Failures, FilesSource, Guards, Samples, ShardLimits, Spec
 
 A = Action
 DOCS = {"a.txt": "alpha", "b.txt": "beta", "c.txt": "gamma"}

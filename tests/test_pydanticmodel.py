@@ -13,10 +13,10 @@ import pytest
 
 from runner import lints, pydanticmodel, response_schema, spec, validator
 from runner.errors import SpecInvalid
-from runner.model import Spec
 from runner.pydanticmodel import Unusable
 from runner.render import Renderer
 from runner.results import Judge
+from runner.specmodel import Spec
 
 SPEC = """\
 version: 1

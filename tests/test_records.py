@@ -10,8 +10,9 @@ from builders import make_spec, make_stored
 from msgspec import structs
 
 from runner import records
-from runner.model import Answer, Outcome, Samples, Spec
+from runner.model import Answer, Outcome
 from runner.records import Sample
+from runner.specmodel import Samples, Spec
 
 O = Outcome  # noqa: E741
 SCHEMA = {"type": "object"}

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from runner import judged, parts
 from runner.blobs.memory import MemoryBlobs
 from runner.ingest import Collector
-from runner.model import JobState, Samples, Spec, Stored
+from runner.model import JobState, Stored
 from runner.recordspool import RecordSpool
 from runner.results import Judge
 from runner.rowtable import KnownRow
+from runner.specmodel import Samples, Spec
 from runner.store import Store
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}

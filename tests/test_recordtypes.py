@@ -8,8 +8,8 @@ import pytest
 from builders import make_spec
 
 from runner import records, recordtypes
-from runner.model import Samples
 from runner.recordtypes import Type, of_record, of_schema
+from runner.specmodel import Samples
 
 
 def shown(kind: Type) -> str:

@@ -9,7 +9,8 @@ import pytest
 from builders import Outcomes, make_spec, make_stored
 
 from runner import remedies
-from runner.model import Failures, Outcome, Spec, Stored
+from runner.model import Outcome, Stored
+from runner.specmodel import Failures, Spec
 
 O = Outcome  # noqa: E741
 CUT = make_stored("r1", O.TRUNCATED, code="MAX_TOKENS")

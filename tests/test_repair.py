@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from runner import repair, spec
 from runner.cli.job import Job
 from runner.errors import SpecInvalid
-from runner.model import Answer, Outcome, Spec
+from runner.model import Answer, Outcome
 from runner.render import Renderer
 from runner.repair import repaired
 from runner.results import Judge
+from runner.specmodel import Spec
 
 WORDS = st.text(alphabet="abcxyz 0123éß日", max_size=6)
 LEAVES = st.none() | st.booleans() | st.integers(-(10**18), 10**18) | WORDS

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.model import PlannedShard, Request, ShardLimits
+from runner.model import PlannedShard, Request
 from runner.shard import ShardWriter
+from runner.specmodel import ShardLimits
 
 LINES = st.lists(st.integers(1, 40), max_size=30).map(
     lambda sizes: [f"{n:04d}".encode() + b"x" * size + b"\n" for n, size in enumerate(sizes)]

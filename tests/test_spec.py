@@ -15,8 +15,8 @@ import pytest
 
 from runner import diagnostics, lints, spec, yamlfile
 from runner.errors import SpecInvalid
-from runner.model import Spec
 from runner.schemafile import schema_path
+from runner.specmodel import Spec
 
 TEXT = """\
 version: 1

@@ -12,7 +12,8 @@ import pytest
 from builders import make_spec
 
 from runner import trial
-from runner.model import BackendSpec, Request
+from runner.model import Request
+from runner.specmodel import BackendSpec
 
 VECTORS = {
     "task": "embed_content",

@@ -10,7 +10,7 @@ import pytest
 
 from runner import diagnostics, lints, spec
 from runner.errors import SpecInvalid
-from runner.model import Spec
+from runner.specmodel import Spec
 
 TEXT = """\
 version: 1

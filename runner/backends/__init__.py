@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.errors import BackendError
-from runner.model import Job, ShardLimits, Upload
+from runner.model import Job, Upload
+from runner.specmodel import ShardLimits
 
 
 class Backend(Protocol):

@@ -17,7 +17,8 @@ from runner.backends.rest import Rest
 from runner.backendspec import ceilings
 from runner.clock import Clock, SystemClock
 from runner.errors import BackendError, StateError
-from runner.model import BackendSpec, Job, JobState, Upload
+from runner.model import Job, JobState, Upload
+from runner.specmodel import BackendSpec
 
 if TYPE_CHECKING:
     from google.genai import types

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from runner.clock import Clock
 from runner.errors import BackendError, SubmissionRefused
-from runner.model import Job, JobState, Json, ShardLimits, Upload
+from runner.model import Job, JobState, Json, Upload
+from runner.specmodel import ShardLimits
 
 Answer = Callable[[Mapping[str, Json]], Mapping[str, Json]]
 """A request line, parsed -> the response line without its key: `response` or `error`."""

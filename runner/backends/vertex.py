@@ -20,7 +20,8 @@ from runner.backendspec import ceilings
 from runner.clock import Clock, SystemClock
 from runner.errors import BackendError
 from runner.gcsuri import GcsUri
-from runner.model import BackendSpec, Job, JobState, Upload
+from runner.model import Job, JobState, Upload
+from runner.specmodel import BackendSpec
 
 TOKEN_VARIABLE = "GBRUN_VERTEX_TOKEN"
 """An access token to use instead of Application Default Credentials."""

@@ -23,9 +23,10 @@ from runner.errors import StateError, StateForeign
 from runner.gcsuri import GcsUri
 from runner.globs import Selector
 from runner.index import Index
-from runner.model import Action, Attempt, Basis, Change, Entry, Outcome, Plan, Spec, State
+from runner.model import Action, Attempt, Basis, Change, Entry, Outcome, Plan, State
 from runner.plan import Selection, Signature
 from runner.render import Renderer, digest
+from runner.specmodel import Spec
 from runner.store import Store
 
 

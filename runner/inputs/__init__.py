@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from runner.inputs import files
-from runner.model import BadRow, BigQuerySource, Entry, Row, Spec
+from runner.model import BadRow, Entry, Row
+from runner.specmodel import BigQuerySource, Spec
 
 
 def entries(spec: Spec) -> Iterator[Entry]:

@@ -23,8 +23,9 @@ from typing import Any
 
 from runner import bqclient, bqtable
 from runner.errors import InputUnreadable
-from runner.model import DEFAULT_ENV, BadRow, BigQuerySource, Entry, Json, Row, Spec
+from runner.model import BadRow, Entry, Json, Row
 from runner.sandbox import CompiledTemplate, Fields, TemplateFailed
+from runner.specmodel import DEFAULT_ENV, BigQuerySource, Spec
 
 PAGE_ROWS = 2000
 _READER = "roles/bigquery.dataViewer and roles/bigquery.jobUser"

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from runner import globs
 from runner.errors import InputUnreadable
-from runner.model import BadRow, Entry, FilesSource, Row, Spec
+from runner.model import BadRow, Entry, Row
+from runner.specmodel import FilesSource, Spec
 
 _READ_BYTES = 1 << 16
 _BATCH = 1000

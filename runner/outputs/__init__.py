@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from runner import bqtable, columns, gcsuri
-from runner.model import NOBODY, Destination, Owner, Spec
+from runner.model import NOBODY, Owner
 from runner.outputs import atomicfile, jsonl
 from runner.outputs.cells import Rows
+from runner.specmodel import Destination, Spec
 
 
 class Output(Protocol):

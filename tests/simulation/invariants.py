@@ -10,7 +10,8 @@ import orjson
 
 from runner import parts, statefile
 from runner.errors import GbrunError
-from runner.model import Attempt, AttemptState, Failures, JobState, Outcome, State, Stored
+from runner.model import Attempt, AttemptState, JobState, Outcome, State, Stored
+from runner.specmodel import Failures
 from runner.store import Store
 
 from .process import Process, Violation

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.model import (
+from runner.model import Entry, Row
+from runner.render import Renderer
+from runner.specmodel import (
     BackendSpec,
     Destination,
-    Entry,
     Failures,
     FilesSource,
-    Row,
     ShardLimits,
     Spec,
     Template,
 )
-from runner.render import Renderer
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 ENOUGH_TOKENS = 200

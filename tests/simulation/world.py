@@ -27,8 +27,9 @@ from runner.blobs.memory import MemoryBlobs
 from runner.decide import Policy
 from runner.errors import BackendError, PlanStale, StateError
 from runner.index import Index
-from runner.model import AttemptState, Failures, Plan
+from runner.model import AttemptState, Plan
 from runner.outputs import jsonl
+from runner.specmodel import Failures
 from runner.store import Store
 
 from . import disk
