@@ -75,7 +75,9 @@ def test_a_job_made_with_inline_requests_by_someone_else(project: Any) -> None:
     body = {"batch": {"displayName": "by hand", "inputConfig": {"requests": {"requests": requests}}}}
     backend = local_backend.start(project.state / "emulator", None, 10.0)
     assert isinstance(backend, GeminiBackend)
-    name = backend._json("post", f"models/{project.settings['model']}:batchGenerateContent", body)["name"]
+    name = backend._rest.json("post", f"models/{project.settings['model']}:batchGenerateContent", body)[
+        "name"
+    ]
     while not backend.get(name).state.terminal:
         time.sleep(0.02)
     backend.close()

@@ -47,7 +47,7 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 META = (
-    b'{"_request_id":"r1","_attempt":"t-a1","_model_version":"m","_usage":{"prompt":3,"output":2},'
+    b'{"_request_id":"r1","_attempt":"t-a1","_model_version":"m","_response_id":"Zx9","_usage":{"prompt":3,"output":2},'
     b'"_finish_reason":"STOP"}\n'
 )
 NESTED = {"tags", "place", "any", "_usage", "_extra", "_agreement"}
@@ -383,8 +383,8 @@ def test_what_an_open_schema_lets_through_goes_to_the_last_column(tmp_path: Path
     records = [{"_key": "a", "n": 1, "x": {"y": 2}, "a/b~": None}, {"_key": "b", "n": 2}]
     first, second = read_back(written(spec, records, META))
     assert columns_of(tmp_path / f"x{suffix}") == [
-        "_key", "n", "_repaired", "_remedied", "_request_id", "_attempt", "_model_version", "_usage",
-        "_finish_reason", "_extra",
+        "_key", "n", "_repaired", "_remedied", "_request_id", "_attempt", "_model_version", "_response_id",
+        "_usage", "_finish_reason", "_extra",
     ]  # fmt: skip
     assert json.loads(first["_extra"]) == {"x": {"y": 2}, "a~1b~0": None}
     assert second["_extra"] == ("" if suffix == ".csv" else None)

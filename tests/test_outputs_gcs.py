@@ -5,6 +5,7 @@ Nothing here ever met the service itself.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -585,6 +586,7 @@ def test_state_and_records_in_one_bucket(remote: Callable[..., Any], rules: list
     # Another state now, though it is of the same spec: what lies there is not its own.
     assert "belongs to another state" in project.apply(code=7).stderr
     here.objects.close()
+    gc.collect()
 
 
 def test_a_destination_in_the_state_is_not_put_aside(remote: Callable[..., Any]) -> None:

@@ -38,6 +38,7 @@ def test_types_come_from_the_schema(tmp_path: Path) -> None:
         "_request_id": "string",
         "_attempt": "string",
         "_model_version": "string",
+        "_response_id": "string",
         "_usage": "struct<prompt: int64, cached: int64, output: int64, thoughts: int64>",
         "_finish_reason": "string",
     }
@@ -142,7 +143,8 @@ def test_nothing_of_the_time_is_in_it(tmp_path: Path) -> None:
 def test_pyarrow_is_loaded_by_parquet_alone(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from builders import make_spec\nfrom runner import outputs\nfrom runner.model import Destination\n"
+        "from builders import make_spec\nfrom runner import outputs\n"
+        "from runner.specmodel import Destination\n"
         "for name in ('x.jsonl', 'x.csv', 'x.sqlite'):\n"
         "    one = Destination(path=name)\n"
         "    with outputs.open(make_spec(Path(sys.argv[1]), destinations=(one,)), one) as output:\n"
