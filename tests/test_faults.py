@@ -17,7 +17,7 @@ from runner.emulator import faults
 from runner.emulator.faults import FILE_KINDS, HttpRule, JobRule, RowRule
 from runner.emulator.nearlyjson import FLAWS
 from runner.model import Outcome
-from runner.results import _TRANSIENT_CODES
+from runner.rowerrors import _TRANSIENT_CODES
 from runner.specmodel import Failures
 
 

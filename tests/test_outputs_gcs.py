@@ -565,8 +565,8 @@ def remote(make_remote: Callable[..., Any]) -> Callable[..., Any]:
     "rules",
     [
         [],
-        [{"on": "storage_write", "kind": "lost_reply", "every": 3}],
-        [{"on": "storage", "kind": "http_5xx", "every": 4}],
+        [{"on": "storage_write", "kind": "lost_reply", "every": 7}],
+        [{"on": "storage", "kind": "http_5xx", "every": 15}],
     ],
 )
 def test_state_and_records_in_one_bucket(remote: Callable[..., Any], rules: list[dict[str, Any]]) -> None:
