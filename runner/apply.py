@@ -7,9 +7,10 @@ process that dies at any point leaves a state from which the next apply goes on.
 from __future__ import annotations
 
 import sqlite3
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from runner.specmodel import Spec
 from runner.store import Store
 
 _RELOCK_TIMEOUT_S = 600.0
+_SWITCH_S = 0.0005
 _SLICE_S = 0.25
 """Longest sleep between two looks at whether to stop."""
 _OUTAGE_FIRST_S = 5.0
@@ -131,6 +133,7 @@ class Apply:
         try:
             with (
                 tempfile.TemporaryDirectory(prefix="gbrun-") as scratch,
+                _shared_with_threads(),
                 closing(RecordSpool(self._run.spec)) as held,
             ):
                 self._run.scratch, self._run.records = Path(scratch), held
@@ -357,3 +360,15 @@ class Apply:
         self._outages += 1
         self._outage_until = self._run.clock.now() + delay
         self._run.event("outage", "", f"{error.message}; next try in {delay:.0f} s")
+
+
+@contextmanager
+def _shared_with_threads() -> Iterator[None]:
+    """Let the thread that packs what is stored have the interpreter soon: it asks for it several times per
+    megabyte, and would wait 5 ms each time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

@@ -8,10 +8,8 @@ one line can be read without the rest.
 from __future__ import annotations
 
 import re
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 import msgspec
@@ -24,7 +22,6 @@ from runner.model import ResponseRef, Stored
 MEMBER_BYTES = 1 << 20
 """Uncompressed size at which a response member is closed; a longer line makes a longer member."""
 _READ_BYTES = 1 << 18
-_SWITCH_S = 0.0005
 _LEVEL = 3
 """Parts are read back soon and often; higher levels cost more time than they save space."""
 
@@ -39,7 +36,7 @@ def compress(lines: Iterable[bytes]) -> Iterator[bytes]:
     size = 0
     waiting: Future[bytes] | None = None
     # Another thread packs while the next lines are made.
-    with _sharing(), ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as thread:
         for line in lines:
             buffer.append(line)
             size += len(line)
@@ -95,7 +92,7 @@ def pack_responses(
     # Plans read parts and write none.
     from concurrent.futures import ThreadPoolExecutor
 
-    with _sharing(), ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as packer:
+    with ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as packer:
         at = 0
         for lines in _members(split_lines(chunks)):
             packed = packer.submit(_member, b"\n".join([*lines, b""]))
@@ -189,18 +186,6 @@ def request_id(line: bytes) -> str:
     # Such a line begins with it; reading all of the line takes many times as long.
     head = _HEAD.match(line)
     return head[1].decode() if head else str(orjson.loads(line)["key"])
-
-
-@contextmanager
-def _sharing() -> Iterator[None]:
-    """For two threads of which one packs: it asks for the interpreter several times per member, and would
-    wait 5 ms each time."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def _packer() -> zlib._Compress:
