@@ -41,15 +41,17 @@ from runner.specmodel import (
     Failures,
     FilesSource,
     Guards,
+    Origin,
     Samples,
     ShardLimits,
     Source,
     Spec,
+    Values,
 )
 from runner.specpaths import SpecPaths
-from runner.tree import Origin, Tree
+from runner.tree import Tree
 from runner.units import byte_count
-from runner.variables import Values, fill, redact, resolve
+from runner.variables import fill, redact, resolve
 
 _SHELL = re.compile(r"^~/|(?<!\[)\{[^/{}]*,[^/{}]*\}")
 MAX_REQUESTS = 50_000

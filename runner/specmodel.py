@@ -12,7 +12,7 @@ from runner.gcsuri import GcsUri
 from runner.model import Json
 
 if TYPE_CHECKING:
-    from runner.tree import Origin
+    from runner.marks import Mark, Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +191,33 @@ class Destination:
 
 DEFAULT_ENV = "default"
 """What `${env}` and `env` in templates are where no environment is chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The variables that a spec was loaded with."""
+
+    values: Mapping[str, Json]
+    """Those that have a value."""
+    declared: frozenset[str]
+    sensitive: frozenset[str]
+    secrets: frozenset[str]
+    """Every text that any source gave for a sensitive variable, also those that another one overrode."""
+    secret_lines: frozenset[tuple[str, int]]
+    """(file, line) of what was written for a sensitive variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the values of a loaded spec were written."""
+
+    marks: Mapping[Place, Mark]
+    """Also of what stands in other files: the schema's keywords lie below `output_schema`, the texts
+    of template files at `prompt.text` and `system_instruction.text`."""
+    used: frozenset[str]
+    """Variables that the spec itself uses, as `${var.NAME}`."""
+    known: Values
+    """The variables, with what must be kept out of messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runner.errors import Diagnostic
 from runner.marks import Mark, Place, locate
-
-if TYPE_CHECKING:
-    from runner.variables import Values
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where the values of a loaded spec were written."""
-
-    marks: Mapping[Place, Mark]
-    """Also of what stands in other files: the schema's keywords lie below `output_schema`, the texts
-    of template files at `prompt.text` and `system_instruction.text`."""
-    used: frozenset[str]
-    """Variables that the spec itself uses, as `${var.NAME}`."""
-    known: Values
-    """The variables, with what must be kept out of messages."""
 
 
 class Tree:

@@ -17,7 +17,7 @@ from runner.errors import Diagnostic
 from runner.marks import Mark, Place, locate, nearest
 from runner.model import Json
 from runner.shape import shown, suggest
-from runner.specmodel import DEFAULT_ENV
+from runner.specmodel import DEFAULT_ENV, Values
 from runner.tree import Tree
 from runner.yamlfile import Document
 
@@ -39,20 +39,6 @@ _WORDS = {
     "boolean": "true or false",
     "list": "a list",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Values:
-    """The variables of a run."""
-
-    values: Mapping[str, Json]
-    """Those that have a value."""
-    declared: frozenset[str]
-    sensitive: frozenset[str]
-    secrets: frozenset[str]
-    """Every text that any source gave for a sensitive variable, also those that another one overrode."""
-    secret_lines: frozenset[tuple[str, int]]
-    """(file, line) of what was written for a sensitive variable."""
 
 
 @dataclass(frozen=True, slots=True)
