@@ -422,3 +422,14 @@ def test_the_digest_is_of_the_bytes(tmp_path: Path) -> None:
     assert isinstance(b, Row)
     assert isinstance(c, Row)
     assert a.digest == b.digest != c.digest
+
+
+@given(
+    st.sampled_from(["**/*.txt", "**/*", "**/*é.txt", "**/*.[ab]", "**/*a/*.txt", "*.txt", "a/**"]),
+    st.lists(
+        st.sampled_from(["a", "b.txt", "xe\u0301.txt", "x.b", "a\nb.txt", "c.txt.gz"]), min_size=1, max_size=3
+    ),
+)
+def test_the_fast_way_of_matching_is_the_other(glob: str, parts: list[str]) -> None:
+    key = unicodedata.normalize("NFC", "/".join(parts))
+    assert bool(globs.test(glob)(key)) == globs.matches(glob, key)

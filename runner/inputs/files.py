@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -62,7 +62,7 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
         return
     walk = _Walk(
         source=index,
-        wanted=globs.compile_glob(rest),
+        wanted=globs.test(rest),
         excluded=[globs.compile_glob(pattern) for pattern in source.exclude],
         closed=[
             globs.compile_glob(head)
@@ -155,7 +155,7 @@ class _Never:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Walk:
     source: int
-    wanted: re.Pattern[str]
+    wanted: Callable[[str], object]
     excluded: list[re.Pattern[str]]
     closed: list[re.Pattern[str]]
     """Folders below which everything is excluded: they are not even looked into."""
@@ -168,8 +168,8 @@ class _Walk:
         self, folder: str, below: str, depth: int | None, ancestors: frozenset[str]
     ) -> Iterator[list[Entry]]:
         """The files below a folder, in the order of their keys. What is done here is done per file."""
-        wanted, excluded, never_names = self.wanted.fullmatch, self.excluded, self.never.names
-        prefix, source = self.prefix, self.source
+        wanted, excluded, never_names = self.wanted, self.excluded, self.never.names
+        prefix, source, is_file = self.prefix, self.source, stat.S_ISREG
         batch: list[Entry] = []
         for name, entry in self._listing(folder, below):
             relative = below + name
@@ -178,7 +178,7 @@ class _Walk:
                 batch = []
                 yield from self._deeper(relative, entry, depth, ancestors)
                 continue
-            if wanted(relative) is None:
+            if not wanted(relative):
                 continue
             key = prefix + relative
             if excluded and any(pattern.fullmatch(key) for pattern in excluded):
@@ -195,7 +195,7 @@ class _Walk:
                 # A link to nothing, or a file that has just gone: reading it says so, as of any row.
                 batch.append(Entry(key, source, entry.path, None))
             else:
-                if not stat.S_ISREG(looks.st_mode):
+                if not is_file(looks.st_mode):
                     continue
                 signature = (looks.st_size, looks.st_mtime_ns, looks.st_ctime_ns, looks.st_ino)
                 batch.append(Entry(key, source, entry.path, signature))
@@ -228,14 +228,17 @@ class _Walk:
     def _listing(self, folder: str, below: str) -> list[tuple[str, os.DirEntry[str]]]:
         try:
             with os.scandir(folder) as listing:
+                entries = [entry for entry in listing if entry.name[0] != "."]
+            try:
                 # Spelled out for plain names, since there is one per file of a walk.
                 found = [
-                    (name if not _is_folder(entry) else name + "/", entry)
-                    if name.isascii()
+                    (name if not entry.is_dir() else name + "/", entry)
+                    if (name := entry.name).isascii()
                     else (_sort_name(entry), entry)
-                    for entry in listing
-                    if (name := entry.name)[0] != "."
+                    for entry in entries
                 ]
+            except OSError:
+                found = [(_sort_name(entry), entry) for entry in entries]
         except OSError as error:
             raise InputUnreadable(
                 f"cannot list {(self.prefix + below).rstrip('/') or '.'}: {error.strerror}",
