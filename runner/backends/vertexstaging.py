@@ -25,7 +25,7 @@ from runner.backends.sdk import LOG_IN, is_loopback
 from runner.errors import BackendError, StateError
 from runner.gcsuri import GcsUri
 
-_CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 8 << 20
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
@@ -42,8 +42,17 @@ class Object:
 class Staging:
     """Objects in Cloud Storage. Nothing is asked before the first call."""
 
-    def __init__(self, project: str, credentials: Any, endpoint: str | None, timeout_s: float) -> None:
-        """`endpoint` is another address than Google's, or than the one that STORAGE_EMULATOR_HOST names."""
+    def __init__(
+        self,
+        project: str,
+        credentials: Any,
+        endpoint: str | None,
+        timeout_s: float,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        """`endpoint` is another address than Google's, or than the one that STORAGE_EMULATOR_HOST names.
+        What is larger than `chunk_bytes` goes up and comes down in pieces of this size."""
+        self._chunk_bytes = chunk_bytes
         self._project = project
         self._credentials = credentials
         self._endpoint = endpoint
@@ -80,7 +89,7 @@ class Staging:
         """Upload a file; False where the place is taken by other bytes. Safe to repeat."""
         with _storing(f"cannot upload {place}", place.bucket):
             blob = self._blob(place)
-            blob.chunk_size = _CHUNK_BYTES
+            blob.chunk_size = self._chunk_bytes
             try:
                 with _opened(path) as stream:
                     blob.upload_from_file(
@@ -136,8 +145,8 @@ class Staging:
         place = f"{gcsuri.SCHEME}{one.bucket}/{one.name}"
         with _storing(f"cannot read {place}", one.bucket):
             blob = self._client.bucket(one.bucket).blob(one.name, generation=one.generation)
-            for start in range(0, one.byte_count, _CHUNK_BYTES):
-                end = min(start + _CHUNK_BYTES, one.byte_count)
+            for start in range(0, one.byte_count, self._chunk_bytes):
+                end = min(start + self._chunk_bytes, one.byte_count)
                 chunk: bytes = blob.download_as_bytes(
                     start=start,
                     end=end - 1,

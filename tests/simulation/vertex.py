@@ -16,7 +16,7 @@ from google.api_core import exceptions
 from google.genai import errors
 from google.oauth2.credentials import Credentials
 
-from runner.backends import vertexstaging, vertexwire
+from runner.backends import vertexwire
 from runner.backends.rest import Rest
 from runner.backends.vertex import VertexBackend
 from runner.backends.vertexstaging import Staging
@@ -38,7 +38,6 @@ _CHUNK_BYTES = 512
 @functools.cache
 def _template() -> VertexBackend:
     """The backend as the command line makes it, which takes long; nothing listens at its address."""
-    vertexstaging._CHUNK_BYTES = _CHUNK_BYTES
     return VertexBackend(
         project="project",
         location="us-central1",
@@ -68,7 +67,7 @@ class VertexConnection(Connection):
         assert isinstance(world.service, VertexService)
         self._vertex = world.service
         self._backend = copy.copy(_template())
-        staging = Staging("project", None, None, REQUEST_TIMEOUT_S)
+        staging = Staging("project", None, None, REQUEST_TIMEOUT_S, _CHUNK_BYTES)
         wire = bucket.Wire(
             world.service.bucket, self._storing, self._stored, self._deleting, self._downloading
         )
