@@ -550,6 +550,14 @@ def test_an_outage_of_an_hour_is_waited_out(world: World, step: str) -> None:
     assert set(world.tokens().values()) == {1}
 
 
+def test_an_outage_of_days_is_waited_out(world: World) -> None:
+    """More than a thousand tries: a wait that doubles each time is beyond a double by then."""
+    began = world.clock.now()
+    world.service.fault = outage(began + 5 * 86_400, world.clock, "get")
+    assert world.run().complete
+    assert world.kinds()["outage"] > 1024
+
+
 def test_without_waiting_an_outage_ends_the_run(world: World) -> None:
     world.service.fault = outage(world.clock.now() + 3600, world.clock, "upload")
     with pytest.raises(BackendError, match="503"):
