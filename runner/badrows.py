@@ -24,7 +24,10 @@ def diagnose(spec: Spec, bad: BadRow) -> Diagnostic:
     """The row's problem: in the template's own file and line where the template broke on its data."""
     code = _CODES[bad.code]
     if not bad.path:
-        return Diagnostic(code=code, message=f"the input {bad.message}", path=bad.key)
+        # Keys of files are paths; those of tables are not.
+        of_files = not any(isinstance(source, BigQuerySource) for source in spec.inputs)
+        path = spec.shown(bad.key) if of_files else bad.key
+        return Diagnostic(code=code, message=f"the input {bad.message}", path=path)
     template = spec.prompt
     ids = [source.id for source in spec.inputs if isinstance(source, BigQuerySource)]
     for other in (spec.system_instruction, *ids):
@@ -39,11 +42,11 @@ def diagnose(spec: Spec, bad: BadRow) -> Diagnostic:
     return Diagnostic(
         code=code,
         message=bad.message,
-        path=bad.path,
+        path=spec.shown(bad.path),
         line=bad.line,
         column=template.column + len(snippet) - len(snippet.lstrip()),
         length=max(1, len(snippet.strip())),
         where=f"input {bad.key}",
         snippet=indent + snippet,
-        hint=f"gbrun render {spec.path.name} --key {shlex.quote(bad.key)} shows it alone",
+        hint=f"gbrun render {spec.invocation} --key {shlex.quote(bad.key)} shows it alone",
     )

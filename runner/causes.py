@@ -48,15 +48,15 @@ def find(spec: Spec, made: Plan, before: Iterable[Json], now: Mapping[str, Json]
 def _place(spec: Spec, component: str) -> str:
     template = {"prompt": spec.prompt, "system_instruction": spec.system_instruction}.get(component)
     if template is not None:
-        return f"{template.path}:{template.line}"
+        return f"{spec.shown(template.path)}:{template.line}"
     mark = spec.origin.marks.get((component,)) if spec.origin is not None else None
     if spec.origin is None or mark is None:
-        return spec.path.name
+        return spec.shown(spec.path.name)
     # As the places of templates: relative to the spec's folder, also in a spec that this one extends.
     folder = PurePath(spec.origin.marks[()].source.path).parent
     path = PurePath(mark.source.path)
     shown = path.relative_to(folder) if path.is_relative_to(folder) else path
-    return f"{shown.as_posix()}:{mark.key_line or mark.line}"
+    return f"{spec.shown(shown.as_posix())}:{mark.key_line or mark.line}"
 
 
 def _lines(component: str, resolved: Mapping[str, Json]) -> list[str]:

@@ -28,7 +28,7 @@ def poll(run: Run, attempt: Attempt) -> None:
         if error.http_status == 404:
             error.hint = (
                 f"{attempt.job_name} was deleted, or was made with another key;"
-                f" gbrun reconcile {run.spec.path.name} tells what there is"
+                f" gbrun reconcile {run.spec.invocation} tells what there is"
             )
         raise
     run.looked_at[attempt.token] = run.clock.now()

@@ -155,7 +155,7 @@ def adopt(run: Run, token: str, job_name: str) -> Job:
     if job.display_name != token:
         raise UsageInvalid(
             f"the job {job_name} is named {job.display_name!r}, not {token!r}: it was made for another",
-            hint=f"gbrun import {run.spec.path.name} {job_name} takes in whatever it answers of this spec",
+            hint=f"gbrun import {run.spec.invocation} {job_name} takes in whatever it answers of this spec",
         )
     run.ledger.replace(
         attempt,
@@ -201,7 +201,7 @@ def abandon(run: Run, token: str) -> int:
 def _exists(run: Run, token: str, job: Job) -> GuardRefused:
     return GuardRefused(
         f"the job {job.job_name} of {token} exists ({job.state}); to give it up may mean to pay twice",
-        hint=f"gbrun apply {run.spec.path.name} takes it in, gbrun cancel {run.spec.path.name} ends it",
+        hint=f"gbrun apply {run.spec.invocation} takes it in, gbrun cancel {run.spec.invocation} ends it",
     )
 
 
@@ -209,7 +209,7 @@ def _attempt(run: Run, token: str) -> Attempt:
     attempt = run.ledger.attempts.get(token)
     if attempt is None:
         raise UsageInvalid(
-            f"the state has no submission {token!r}", hint=f"gbrun reconcile {run.spec.path.name} lists them"
+            f"the state has no submission {token!r}", hint=f"gbrun reconcile {run.spec.invocation} lists them"
         )
     return attempt
 

@@ -172,6 +172,7 @@ class _Builder:
         guards = get("guards") or {}
         return Spec(
             path=self.paths.path,
+            named=self.paths.named,
             name=name,
             env=self.env,
             description=get("description") or "",
@@ -348,8 +349,8 @@ def resolved(spec: Spec) -> dict[str, Json]:
     """
     folder = str(spec.folder)
     values = asdict(replace(spec, origin=None))
-    # Where the spec and its state lie is this machine's affair.
-    for key in ("path", "lines", "state", "state_uri", "sensitive", "origin"):
+    # Where the spec and its state lie is this machine's affair; `dimensions` follows from the rest.
+    for key in ("path", "named", "lines", "state", "state_uri", "sensitive", "origin", "dimensions"):
         del values[key]
     for place, default in _ADDED:
         # Where a key of a later version is left out, the digest stays what it was.

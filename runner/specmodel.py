@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import posixpath
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from runner import bqtable, gcsuri
@@ -280,6 +282,18 @@ class Spec:
     """1-based line of each top-level key in `path`, for the plan's view."""
     origin: Origin | None = field(default=None, compare=False, repr=False)
     """Where every value was written, for lints; None in a spec that was not loaded from a file."""
+    named: str = field(default="", compare=False)
+    """The spec's file as the user named it; empty stands for its bare name."""
+
+    @property
+    def invocation(self) -> str:
+        """What follows `gbrun COMMAND` to mean this spec, from where the user is."""
+        words = [self.named or self.path.name, *(("--env", self.env) if self.env else ())]
+        return shlex.join(words)
+
+    def shown(self, path: str) -> str:
+        """A path relative to the spec's folder, as it is from where the user is."""
+        return posixpath.normpath(PurePosixPath(self.named).parent / path)
 
     @property
     def folder(self) -> Path:

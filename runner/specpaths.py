@@ -20,6 +20,8 @@ class SpecPaths:
         self.allow_outside = tree.get("allow_outside") is True
         self._tree = tree
         self._shown_folder = path.parent
+        self.named = path.as_posix()
+        """The spec's file as the user named it."""
 
     def inside(self, place: Place, written: str) -> Path | None:
         """The absolute path; None after reporting that it cannot be one or leads out of the folder."""

@@ -187,7 +187,7 @@ def survey(run: Run) -> None:
                 "stranger",
                 token,
                 f"{job.job_name} carries this state's name and is not known to it;"
-                f" gbrun import {run.spec.path.name} {job.job_name} takes it in",
+                f" gbrun import {run.spec.invocation} {job.job_name} takes it in",
             )
         elif known.state is AttemptState.ABANDONED:
             run.event("late", token, f"{job.job_name} was made after all; what it brings is kept")

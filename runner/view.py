@@ -184,7 +184,7 @@ def result(spec: Spec, got: Result) -> list[str]:
             rest = "what has an answer is kept, the others are asked by the next apply"
         lines.append(f"{got.in_flight:,} request(s) are in flight; {rest}.")
     if not got.complete and not got.errors:
-        lines.append(f"Go on with: gbrun apply {spec.path.name}")
+        lines.append(f"Go on with: gbrun apply {spec.invocation}")
     return lines
 
 

@@ -24,7 +24,7 @@ def test_a_cause_in_a_parent_has_the_place_of_the_parent(project: Any) -> None:
 
     assert "Cause: generation_config  shared/base.yaml:7\n" in project.plan()
     elsewhere = project.gbrun("plan", "project/job.yaml", cwd=project.folder.parent)
-    assert "Cause: generation_config  shared/base.yaml:7\n" in elsewhere.stdout
+    assert "Cause: generation_config  project/shared/base.yaml:7\n" in elsewhere.stdout
 
     project.write(
         "job.yaml", (Path(project.folder) / "job.yaml").read_text() + "system_instruction: Be brief.\n"

@@ -543,3 +543,20 @@ def test_how_long_vectors_will_be(load: Load, model: str, config: str, dimension
 
 def test_texts_have_no_dimensions(load: Load) -> None:
     assert load().dimensions is None
+
+
+def test_what_is_worked_out_from_the_rest_is_in_no_digest(load: Load) -> None:
+    found = load("task: embed_content\n", ("gemini-3.5-flash-lite", "gemini-embedding-001"))
+    assert spec.digest(found) == spec.digest(replace(found, dimensions=None, named="elsewhere/spec.yaml"))
+
+
+def test_a_spec_is_named_as_it_is_from_here(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load("environments: {prod: {}}\n", files={"p.j2": ""})
+    monkeypatch.chdir(tmp_path.parent)
+    here = spec.load(Path(tmp_path.name) / "spec.yaml", environ={}, env="prod")
+    assert here.invocation == f"{tmp_path.name}/spec.yaml --env prod"
+    assert here.shown("p.j2") == f"{tmp_path.name}/p.j2"
+    assert replace(here, named="", env=None).invocation == "spec.yaml"
+    assert replace(here, named="a b/spec.yaml", env=None).invocation == "'a b/spec.yaml'"

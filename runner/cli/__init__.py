@@ -38,7 +38,7 @@ COMMANDS = {
     "lock": "Show who holds the lock of a state.",
     "force-unlock": "Free a lock that nobody holds any more.",
     "gc": "Delete parts of a state that nothing refers to.",
-    "emulator": "Run the local emulator of the Gemini Batch API.",
+    "emulator": "Run the local emulator of both services.",
 }
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -66,7 +66,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gbrun")
 def group() -> None:
-    """Declarative batch runs on the Gemini Batch API: plan, apply, and never pay twice."""
+    """Declarative batch runs on the Gemini Batch API and Vertex AI: plan, apply, and never pay twice."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -63,7 +63,7 @@ def command(
         for attempt in left:
             click.echo(f"{attempt.token} is still {attempt.state}", err=True)
         if left and ended:
-            click.echo(f"hint: gbrun reconcile {job.spec.path.name} shows what is known of it", err=True)
+            click.echo(f"hint: gbrun reconcile {job.spec.invocation} shows what is known of it", err=True)
         code = settle(job, overwrite=False, quiet=quiet)
         return Exit.IN_PROGRESS if left else _without_others(code)
 

@@ -69,7 +69,7 @@ def _empty(job: Job, run: Run, auto_approve: bool, wait_timeout: float | None) -
     for attempt in found.doubtful:
         raise SubmissionUnknown(
             f"whether a job was made for {attempt.token} is not known, so nothing was destroyed",
-            hint=f"gbrun reconcile {job.spec.path.name}",
+            hint=f"gbrun reconcile {job.spec.invocation}",
         )
     click.echo(f"{job.spec.name}  state {job.state_label} serial {run.ledger.state.serial}")
     click.echo(f"  {cancellation.spend(live)}, to be cancelled; what comes back is kept")

@@ -24,7 +24,7 @@ def command(partial: bool, overwrite: bool, lock_timeout: float, **given: Any) -
 
     with Job(pick_spec(given)) as job:
         if job.state is None:
-            raise GbrunError("nothing has been applied yet", hint=f"gbrun apply {job.spec.path.name}")
+            raise GbrunError("nothing has been applied yet", hint=f"gbrun apply {job.spec.invocation}")
         made = job.plan()
         open_count = sum(made.counts.get(action, 0) for action in _OPEN)
         if open_count and not partial:

@@ -26,7 +26,7 @@ def command(older_than: float, dry_run: bool, lock_timeout: float, **given: Any)
 
     with Job(pick_spec(given)) as job:
         if job.state is None and not job.store.attempts():
-            raise GbrunError("nothing has been applied yet", hint=f"gbrun apply {job.spec.path.name}")
+            raise GbrunError("nothing has been applied yet", hint=f"gbrun apply {job.spec.invocation}")
         now = SystemClock().now()
         with job.store.lock("gc", clock_text(now), lock_timeout):
             found = garbage.find(job.store, now - older_than)

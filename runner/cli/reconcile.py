@@ -31,7 +31,7 @@ def command(adopt: tuple[str, str] | None, abandon: str | None, lock_timeout: fl
     if adopt is not None and abandon is not None:
         raise UsageInvalid("--adopt and --abandon are two decisions", hint="take one after the other")
     with Job(pick_spec(given)) as job:
-        name = job.spec.path.name
+        name = job.spec.invocation
         if job.state is None:
             _refuse_unknown(adopt[0] if adopt else abandon)
             click.echo(f"{job.spec.name}  state {job.state_label}: nothing has been applied yet.")

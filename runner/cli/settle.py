@@ -20,7 +20,7 @@ def settle(job: Job, *, overwrite: bool, quiet: bool) -> int:
 
     job.refresh()
     made = job.plan()
-    name = job.spec.path.name
+    name = job.spec.invocation
     if made.live_tokens:
         click.echo(f"{len(made.live_tokens):,} job(s) are still in flight. Collect: gbrun wait {name}")
         return Exit.IN_PROGRESS

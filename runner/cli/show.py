@@ -32,7 +32,9 @@ def command(key: str | None, **given: Any) -> None:
             return
         row = job.index.row(key)
         if row is None:
-            raise UsageInvalid(f"the state has no key {key!r}", hint=f"gbrun state list {job.spec.path.name}")
+            raise UsageInvalid(
+                f"the state has no key {key!r}", hint=f"gbrun state list {job.spec.invocation}"
+            )
         chapters = [_chapter(job, one) for request_id in row.ids for one in _chain(job, request_id)]
         terminal.show_lines(story.tell(row.key, row.outcome, row.bad, chapters))
 

@@ -232,7 +232,7 @@ def _show_subject(subject: Subject, unknown: bool) -> None:
 
 def _refuse_none(job: Job) -> None:
     if job.state is None:
-        raise GbrunError("nothing has been applied yet", hint=f"gbrun apply {job.spec.path.name}")
+        raise GbrunError("nothing has been applied yet", hint=f"gbrun apply {job.spec.invocation}")
 
 
 @contextmanager
