@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from google.oauth2.credentials import Credentials
-from test_backends_gemini import Call, Reply, Service, answer, refusal
+from scripted_server import Call, Reply, Service, answer, refusal
 
 from runner.backends import vertex, vertexwire
 from runner.backends.vertex import VertexBackend, from_environment
