@@ -235,6 +235,12 @@ def test_a_call_that_breaks_off_is_made_a_few_times_over_all_runs(
     backend.close()
 
 
+def opened() -> set[Path]:
+    """Folders of files that this process has open, as far as the system tells."""
+    handles = Path("/proc/self/fd")
+    return {folder for handle in handles.glob("*") for folder in handle.resolve().parents}
+
+
 @pytest.mark.parametrize("status", [429, 503, 401])
 def test_a_refused_call_is_no_rows_fault(inner: Inner, tmp_path: Path, status: int) -> None:
     def refuse(key: str) -> None:
@@ -246,6 +252,7 @@ def test_a_refused_call_is_no_rows_fault(inner: Inner, tmp_path: Path, status: i
         job = submit(backend, tmp_path, 1)
         with pytest.raises(BackendError, match="no"):
             ended(backend, job)
+        assert tmp_path.resolve() not in opened()
         backend.close()
     assert inner.asked == Counter(r0=CALLS_PER_ROW + 1)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,11 +24,6 @@ from runner.emulator.server import Server, serve
 from runner.errors import StateChanged, StateError, UsageInvalid
 from runner.gcsuri import GcsUri, parse
 
-# The library leaves connections of downloads that it begins again to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"),
-]
 PLACE = GcsUri("bucket", "folder")
 LARGE = 9 << 20
 """More than goes into one request."""
@@ -303,8 +300,6 @@ def test_missing_rights_name_the_role(refusing: Callable[..., GcsBlobs], call: i
 
 def test_other_refusals(refusing: Callable[..., GcsBlobs]) -> None:
     for status, message, hint in (
-        # The library asks for better credentials, and has none.
-        (401, "there are no credentials", "gcloud auth application-default login"),
         (400, "Cloud Storage answers 400", "run the command again"),
         (503, "Cloud Storage answers 503", "run the command again"),
         (429, "Cloud Storage answers 429", "run the command again"),
@@ -313,6 +308,32 @@ def test_other_refusals(refusing: Callable[..., GcsBlobs]) -> None:
             error = refused(call)
             assert message in error.message
             assert hint in error.hint
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+def test_credentials_that_are_refused(refusing: Callable[..., GcsBlobs]) -> None:
+    for call in every_call(refusing(401, "")):
+        # The library asks for better ones, and has none.
+        error = refused(call)
+        assert "there are no credentials" in error.message
+        assert "gcloud auth application-default login" in error.hint
+    # It leaves what it was refused unread.
+    gc.collect()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_calls_that_are_repeated_leave_no_connection_open(
+    refusing: Callable[..., GcsBlobs], status: int
+) -> None:
+    blobs = refusing(status, "")
+    gc.collect()
+    with warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always")
+        for call in every_call(blobs):
+            refused(call)
+        gc.collect()
+    assert not left
 
 
 def test_a_missing_bucket_is_said_by_every_call(start: Callable[..., GcsBlobs]) -> None:

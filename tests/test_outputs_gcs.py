@@ -558,9 +558,6 @@ def remote(make_remote: Callable[..., Any]) -> Callable[..., Any]:
     return begin
 
 
-# The library leaves connections of downloads that it begins again to the garbage collector.
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "rules",
     [

@@ -18,7 +18,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -218,14 +218,14 @@ class _Calls:
         self.answered_any = False
         self._backend = backend
         self._about = about
-        self._asked = asked
         self._answers = answers
         self._broken = broken
         self._breaks = Counter(broken.read_text().splitlines() if broken.exists() else ())
         self._halted = threading.Event()
         self._writes = threading.Lock()
         answered = _answered(answers)
-        self._left = (line for line in _read(asked) if orjson.loads(line)["key"] not in answered)
+        self._asked = _read(asked)
+        self._left = (line for line in self._asked if orjson.loads(line)["key"] not in answered)
         self._next = threading.Lock()
         self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="gbrun-call")
         self._workers = [self._pool.submit(self._work) for _ in range(CALLS_AT_ONCE)]
@@ -239,6 +239,8 @@ class _Calls:
         """Make no further call and wait for those in flight."""
         self._halted.set()
         self._pool.shutdown(wait=True)
+        self._left.close()
+        self._asked.close()
 
     def _work(self) -> None:
         while not self._halted.is_set():
@@ -299,7 +301,7 @@ def _write(path: Path, data: bytes, flags: int) -> None:
         os.close(handle)
 
 
-def _read(path: Path) -> Iterator[bytes]:
+def _read(path: Path) -> Generator[bytes]:
     with path.open("rb") as file:
         yield from file
 

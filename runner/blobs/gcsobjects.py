@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -44,12 +44,12 @@ class GcsObjects:
 
         return storage.Client(project=None)
 
-    @cached_property
-    def retry(self) -> Any:
-        """How requests are repeated: reads and deletions may be by nature, writes by their precondition."""
+    def retry(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """A call, made repeatable: reads and deletions are by nature, writes by their precondition."""
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        return DEFAULT_RETRY.with_timeout(self._patience_s)
+        repeated: Callable[[], Any] = DEFAULT_RETRY.with_timeout(self._patience_s)(call, on_error=_release)
+        return repeated
 
     def close(self) -> None:
         """Release connections."""
@@ -108,3 +108,11 @@ class GcsObjects:
         except NotFound:
             return None
         return str(found.generation) if (found.metadata or {}).get(_MARK) == mark else None
+
+
+def _release(error: Exception) -> None:
+    """Close the connection of a download that was refused. The library leaves its answer unread, and holds
+    all of them while it repeats the call."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        response.close()

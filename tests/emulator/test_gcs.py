@@ -20,12 +20,14 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-# The library leaves connections of downloads that it begins again to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"),
-]
-RETRY = DEFAULT_RETRY.with_delay(0.01, 0.1).with_timeout(10)
+
+def again(call: Callable[[], Any]) -> Any:
+    def release(error: Any) -> None:
+        # The library leaves the answers of downloads that it begins again to the garbage collector.
+        if getattr(error, "response", None) is not None:
+            error.response.close()
+
+    return DEFAULT_RETRY.with_delay(0.01, 0.1).with_timeout(10)(call, on_error=release)
 
 
 @pytest.fixture(autouse=True)
@@ -301,9 +303,9 @@ def test_faults_strike_and_pass(open_bucket: Callable[..., Any], kind: str) -> N
     if kind == "lost_reply":
         # The work was done, so its repetition meets itself.
         with pytest.raises(PreconditionFailed):
-            blob.upload_from_string(b"x", if_generation_match=0, retry=RETRY)
+            blob.upload_from_string(b"x", if_generation_match=0, retry=again)
     else:
-        blob.upload_from_string(b"x", if_generation_match=0, retry=RETRY)
+        blob.upload_from_string(b"x", if_generation_match=0, retry=again)
     assert bucket.blob("a").download_as_bytes() == b"x"
     blob.upload_from_string(b"y", retry=None)
 
@@ -312,14 +314,14 @@ def test_a_cut_body_is_gone_on_with(open_bucket: Callable[..., Any]) -> None:
     bucket = open_bucket({"http": [{"on": "storage_read", "kind": "cut_body", "times": 1}]})
     data = os.urandom(3 << 20)
     bucket.blob("a").upload_from_string(data)
-    assert bucket.blob("a").download_as_bytes(retry=RETRY) == data
+    assert bucket.blob("a").download_as_bytes(retry=again) == data
 
 
 def test_a_lost_chunk_is_sent_again(open_bucket: Callable[..., Any]) -> None:
     rules = [{"on": "storage_write", "kind": "lost_reply", "skip": skip, "times": 1} for skip in (2, 4, 11)]
     bucket = open_bucket({"http": rules})
     data = os.urandom(9 << 20)
-    bucket.blob("a", chunk_size=1 << 20).upload_from_string(data, if_generation_match=0, retry=RETRY)
+    bucket.blob("a", chunk_size=1 << 20).upload_from_string(data, if_generation_match=0, retry=again)
     assert bucket.blob("a").download_as_bytes() == data
 
 
