@@ -14,7 +14,7 @@ from pathlib import Path
 from runner import parts, remedies, results
 from runner.errors import BackendError
 from runner.ingest import Collector, failed_as_a_whole
-from runner.model import Answer, Attempt, AttemptState, Job, JobState, Request, ResponseRef, Stored
+from runner.model import Attempt, AttemptState, Job, JobState, Request, Stored
 from runner.remedies import Remedy
 from runner.run import Run
 from runner.shard import ShardWriter
@@ -72,7 +72,7 @@ def collect(run: Run, attempt: Attempt) -> None:
             run.store.shard_lines(attempt.shard_id),
             run.index,
             lambda stored: _again(run, attempt, stored),
-            run.records.adder(attempt.token) if run.records is not None else _forgotten,
+            run.records.attempt(attempt.token) if run.records is not None else None,
         )
         if attempt.output_name:
             _download(run, attempt, collector)
@@ -91,10 +91,6 @@ def collect(run: Run, attempt: Attempt) -> None:
     run.event(
         "collected", attempt.token, _counts_text(attempt.outcomes, attempt.strays), dict(attempt.outcomes)
     )
-
-
-def _forgotten(ref: ResponseRef, answer: Answer) -> None:
-    """For a run that exports nothing."""
 
 
 def _download(run: Run, attempt: Attempt, collector: Collector) -> None:

@@ -5,7 +5,6 @@ The same state always gives the same bytes; memory is flat.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,14 +27,23 @@ class Written:
 
     files: Mapping[str, tuple[str, int]]
     """Destination path as in the spec -> (SHA-256 hex, byte size)."""
-    rows: Mapping[str, int]
-    """Rows per outcome; `in_flight` and `held_back` for those that have none yet."""
+    classes: Sequence[tuple[str, int]]
+    """The classes of the rows, in their order, as (class, how many rows follow each other that have it);
+    `in_flight` and `held_back` for those that have none yet."""
     prepare: Callable[[], None]
     """Raises GbrunError where a place holds what is another's, then removes the failures of an earlier
     export where nothing failed now. To be called before the root names what is written: it would make
     another's things ours, and a file that no root names a stranger's."""
     place: Callable[[], None]
     """Moves the files to their places; until then nothing can be seen of them."""
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows per class, in the order in which they came up."""
+        counts: dict[str, int] = {}
+        for name, count in self.classes:
+            counts[name] = counts.get(name, 0) + count
+        return counts
 
 
 def write(
@@ -45,7 +53,6 @@ def write(
     answered: Callable[[Sequence[str]], Mapping[str, Stored]],
     live: Callable[[str], str | None],
     held: ExitStack,
-    settled: Callable[[str], None] = lambda outcome: None,
     *,
     owner: Owner = NOBODY,
     fresh: RecordSpool | None = None,
@@ -54,26 +61,30 @@ def write(
 
     The caller names what will be there in the state first, so that a run that is killed in
     between leaves a state that sees the difference. `answered` and `live` are as for `judged.rows`.
-    What is not placed is removed when `held` is closed. `settled` is told the class of each row. `owner` is
-    the state that the records are of; `fresh` is as for `judged.rows`.
+    What is not placed is removed when `held` is closed. `owner` is the state that the records are of; `fresh`
+    is as for `judged.rows`.
 
     Raises:
         StateUnreadable: a response that an outcome refers to is gone or damaged.
         GbrunError: a destination cannot be written.
     """
-    counts: Counter[str] = Counter()
     files = _Files(spec, held, owner)
     # Plans only look at destinations.
     from runner import judged
 
+    classes: list[tuple[str, int]] = []
+    name, count = "", 0
     for found in judged.rows(spec, store, rows, answered, live, fresh):
-        counts[found.outcome] += 1
-        settled(found.outcome)
-        if found.outcome == Outcome.OK:
+        if found.outcome != name:
+            classes.append((name, count))
+            name, count = found.outcome, 0
+        count += 1
+        if name == Outcome.OK:
             files.record(found.line, found.meta)
         elif found.line:
             files.failure(found.line)
-    return Written(files.seal(), dict(counts), files.prepare, files.place)
+    classes.append((name, count))
+    return Written(files.seal(), classes[1:], files.prepare, files.place)
 
 
 class _Files:
@@ -83,14 +94,15 @@ class _Files:
         self._records = [
             (one, held.enter_context(outputs.open(spec, one, owner))) for one in spec.destinations
         ]
+        self._writes = [(file.write, "meta" in one.include) for one, file in self._records]
         self._failures_name = spec.destinations[0].errors_path
         self._failures = held.enter_context(outputs.open_failures(spec, owner))
         self._failure_count = 0
 
     def record(self, line: bytes, meta: bytes) -> None:
         """Write a record to each destination, with `meta` (the line of an object) where that is wanted."""
-        for destination, file in self._records:
-            file.write(line, meta if "meta" in destination.include else b"")
+        for write, with_meta in self._writes:
+            write(line, meta if with_meta else b"")
 
     def failure(self, line: bytes) -> None:
         """Write a line of the failures."""

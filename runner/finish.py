@@ -50,21 +50,12 @@ def write(
         return Finished(_exported(state, plan, written), written, lambda: None)
     spool = rowtable.scratch(plan.rows_path)
     try:
-        outcomes: list[str] = []
-        rows = rowtable.rows(spool)
+        rows = rowtable.unsigned(spool)
         written = export.write(
-            spec,
-            store,
-            rows,
-            index.answered_among,
-            lambda _: None,
-            held,
-            outcomes.append,
-            owner=owner,
-            fresh=fresh,
+            spec, store, rows, index.answered_among, lambda _: None, held, owner=owner, fresh=fresh
         )
         with rowtable.transaction(spool):
-            rowtable.settle(spool, [_final(outcome) for outcome in outcomes])
+            rowtable.settle(spool, [(_final(name), count) for name, count in written.classes])
         known = {
             **index.components,
             plan.components_id: {"spec": plan.spec_digest, "digests": dict(plan.components)},
@@ -98,5 +89,4 @@ def _final(outcome: str) -> str:
 def _lines(spool: sqlite3.Connection, components: Mapping[str, Json]) -> Iterator[bytes]:
     """The snapshot's lines, sorted by key."""
     yield rowtable.header(components)
-    for row in rowtable.rows(spool, order="key"):
-        yield row.line()
+    yield from rowtable.lines(spool)

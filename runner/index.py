@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _NAME = "index.sqlite"
 _VERSION = "6"
 _LOOKUPS = 500
 """Requests that are looked up by one query."""
+_SORTED_ROWS = 10_000
 RACY_NS = 2_000_000_000
 """A file changed this shortly before it was read may change again without looking different."""
 _SCHEMA = (
@@ -319,7 +321,10 @@ class Index:
                     links.append((found.remedied_by, found.id))
                 yield found.id, found.outcome, line
 
-        self._db.executemany("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?)", outcomes())
+        rows = outcomes()
+        # In the order of the table they go in twice as fast.
+        while batch := sorted(islice(rows, _SORTED_ROWS)):
+            self._db.executemany("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?)", batch)
         self._db.executemany("INSERT OR REPLACE INTO remedied VALUES (?, ?)", links)
         self._set_meta("outcomes", str(number))
 

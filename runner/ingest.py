@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import structs
 
@@ -18,6 +18,10 @@ from runner.model import Answer, Attempt, JobState, Outcome, ResponseRef, Stored
 from runner.remedies import Remedy
 from runner.results import Judge, Stray
 from runner.rowerrors import rpc_code
+
+if TYPE_CHECKING:
+    # It writes files, and this runs inside other engines too.
+    from runner.recordspool import AttemptRecords
 
 ATTEMPT_ERROR_CODES = frozenset({3, 5, 7, 9, 16})
 """google.rpc codes of a failed job that mean import, bucket or rights: no row is to blame."""
@@ -69,11 +73,11 @@ class Collector:
         sent: Iterable[bytes],
         history: History,
         again: Callable[[Stored], tuple[bool, Remedy | None]] = lambda stored: (False, None),
-        keep: Callable[[ResponseRef, Answer], None] = lambda ref, answer: None,
+        records: AttemptRecords | None = None,
     ) -> None:
         """`sent` are the lines of the attempt's shard; `again` says whether a failure is to be sent
-        again, and how; `keep` is given each answer that counts, and its place."""
-        self._keep = keep
+        again, and how; `records` takes the record of each answer that counts."""
+        self._records = records
         self._history = history
         self._again_for = again
         self._again: dict[str, Remedy | None] = {}
@@ -106,7 +110,6 @@ class Collector:
         for kind, count in answer.usage.items():
             usage[kind] = usage.get(kind, 0) + count
         self._found[request_id] = self._outcome(answer, ref)
-        self._keep(ref, answer)
 
     def finish(self) -> Ingested:
         """The outcomes, with `missing` for what did not come back."""
@@ -121,6 +124,8 @@ class Collector:
                 line = self._outcome(answer, None)
                 self._classes[request_id] = Outcome.MISSING
             lines.append(line)
+        if self._records is not None:
+            self._records.seal(self._found)
         return Ingested(
             lines=tuple(lines),
             outcomes={str(name): count for name, count in Counter(self._classes.values()).items()},
@@ -149,6 +154,10 @@ class Collector:
         )
         self._again.pop(stored.request_id, None)
         if answer.outcome is Outcome.OK:
+            if self._records is not None and before is not None:
+                self._records.displace(before.token)
+            if self._records is not None and remedied is None:
+                self._records.add(answer)
             return parts.dump_outcome(stored)
         if before is not None and self._is_answered(answer.request_id):
             # A replacement that failed never displaces an answer that was paid for.

@@ -17,7 +17,7 @@ from runner import records
 from runner.errors import StateUnreadable
 from runner.model import Answer, Outcome, Stored
 from runner.records import Sample
-from runner.recordspool import RecordSpool
+from runner.recordspool import Place, RecordSpool
 from runner.results import Judge, dump_line
 from runner.rowtable import KnownRow
 from runner.specmodel import Spec
@@ -58,19 +58,26 @@ def rows(
     rows = iter(found)
     while page := list(islice(rows, _PAGE_ROWS)):
         asked = [row.ids for row in page]
-        outcomes = answered([request_id for ids in asked for request_id in ids])
-        window: list[tuple[KnownRow, list[Stored] | str]] = []
+        held = [reader.held(ids) for ids in asked]
+        outcomes = answered(
+            [one for ids, place in zip(asked, held, strict=True) if place is None for one in ids]
+        )
+        window: list[tuple[KnownRow, _Found]] = []
         size = 0
-        for row, ids in zip(page, asked, strict=True):
-            stored = [outcomes[request_id] for request_id in ids if request_id in outcomes]
+        for row, ids, place in zip(page, asked, held, strict=True):
             if any(map(live, ids)):
                 window.append((row, "in_flight"))
-            elif len(stored) < len(ids):
+                continue
+            if place is not None:
+                window.append((row, place))
+                continue
+            stored = [outcomes[request_id] for request_id in ids if request_id in outcomes]
+            if len(stored) < len(ids):
                 window.append((row, "held_back"))
-            else:
-                window.append((row, stored))
-                for one in stored:
-                    size += one.ref.length if one.ref is not None else 0
+                continue
+            window.append((row, stored))
+            for one in stored:
+                size += one.ref.length if one.ref is not None else 0
             if size >= _WINDOW_BYTES:
                 yield from reader.results(window)
                 window, size = [], 0
@@ -91,27 +98,39 @@ def again(spec: Spec, store: Store) -> Callable[[Stored], Stored]:
     return judged
 
 
+_Found = list[Stored] | Place | str
+"""What there is of a row: its outcomes, the place of a record that is ready, or why there is nothing."""
+
+
 class _Reader:
     def __init__(self, spec: Spec, store: Store, fresh: RecordSpool | None) -> None:
-        self._fresh = fresh
         self._spec = spec
         self._store = store
         self._judge = Judge.of(spec)
         self._with_meta = any("meta" in destination.include for destination in spec.destinations)
+        # Where a record came from is said by its outcome only.
+        self._fresh = None if self._with_meta else fresh
 
-    def results(self, window: list[tuple[KnownRow, list[Stored] | str]]) -> Iterator[RowResult]:
-        ready, answers = self._read(
-            one for _, stored in window if isinstance(stored, list) for one in stored if one.ref is not None
+    def held(self, request_ids: Sequence[str]) -> Place | None:
+        """Where the record of a row lies that wants these requests, if it is ready."""
+        if self._fresh is None or len(request_ids) != 1:
+            return None
+        return self._fresh.take(request_ids[0])
+
+    def results(self, window: list[tuple[KnownRow, _Found]]) -> Iterator[RowResult]:
+        answers = self._read(
+            one for _, found in window if isinstance(found, list) for one in found if one.ref is not None
         )
-        for row, stored in window:
-            if isinstance(stored, str):
-                yield RowResult(stored, b"")
+        for row, found in window:
+            if isinstance(found, tuple):
+                assert self._fresh is not None
+                yield RowResult(Outcome.OK, records.record(row.key, self._fresh.fields(found)))
+            elif isinstance(found, str):
+                yield RowResult(found, b"")
             elif row.problem:
                 yield RowResult(Outcome.BAD_INPUT, _bad(row))
-            elif len(stored) == 1 and (fields := ready.get(stored[0].request_id)) is not None:
-                yield RowResult(Outcome.OK, records.record(row.key, fields), self._meta(stored))
             else:
-                yield self._judged(row.key, [Sample(one, answers.get(one.request_id)) for one in stored])
+                yield self._judged(row.key, [Sample(one, answers.get(one.request_id)) for one in found])
 
     def _judged(self, key: str, samples: list[Sample]) -> RowResult:
         spec = self._spec
@@ -124,30 +143,23 @@ class _Reader:
     def _meta(self, stored: Sequence[Stored]) -> bytes:
         return dump_line(records.meta(stored)) if self._with_meta else b""
 
-    def _read(self, wanted: Iterable[Stored]) -> tuple[dict[str, bytes], dict[str, Answer]]:
-        """Fields of records that are ready, and answers of all others, by request id."""
+    def _read(self, wanted: Iterable[Stored]) -> dict[str, Answer]:
+        """Answers by request id."""
         places: defaultdict[tuple[str, int, int], list[Stored]] = defaultdict(list)
         for one in wanted:
             assert one.ref is not None
             places[one.token, one.ref.part, one.ref.member].append(one)
-        ready: dict[str, bytes] = {}
         answers: dict[str, Answer] = {}
         for (token, part, member), stored in sorted(places.items()):
-            held = self._fresh.fields(token, part, member) if self._fresh is not None else {}
-            data = None
+            data = self._store.response_member(token, part, member)
             for one in stored:
                 ref = one.ref
                 assert ref is not None
-                fields = held.get(ref.offset)
-                if fields is not None and not one.remedies:
-                    ready[one.request_id] = fields
-                    continue
-                data = data if data is not None else self._store.response_member(token, part, member)
                 answer = self._judge.line(data[ref.offset : ref.offset + ref.length])
                 if not isinstance(answer, Answer) or answer.request_id != one.request_id:
                     raise StateUnreadable(f"responses/{token}.{part}.jsonl.gz does not hold {one.request_id}")
                 answers[one.request_id] = answer
-        return ready, answers
+        return answers
 
 
 def _bad(row: KnownRow) -> bytes:

@@ -8,12 +8,12 @@ one line can be read without the rest.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import orjson
+from isal import isal_zlib
 from msgspec import structs
 
 from runner.errors import StateUnreadable
@@ -22,8 +22,10 @@ from runner.model import ResponseRef, Stored
 MEMBER_BYTES = 1 << 20
 """Uncompressed size at which a response member is closed; a longer line makes a longer member."""
 _READ_BYTES = 1 << 18
-_LEVEL = 3
-"""Parts are read back soon and often; higher levels cost more time than they save space."""
+_LEVEL = 2
+"""Of isal, which packs four times as fast as zlib and unpacks twice as fast, into a fifth more space."""
+
+_DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the library's stub is wrong
 
 
 def compress(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -124,10 +126,10 @@ def unpack_member(data: bytes, name: str, *, cut: bool = False) -> bytes | None:
 
     None where the member goes on behind `data`, which may only be where `cut` says that more follows.
     """
-    unpacker = zlib.decompressobj(wbits=31)
+    unpacker = isal_zlib.decompressobj(wbits=31)
     try:
         out = unpacker.decompress(data)
-    except zlib.error as error:
+    except _DAMAGED as error:
         raise StateUnreadable(f"{name} is damaged: {error}") from error
     if not unpacker.eof:
         if cut:
@@ -141,7 +143,7 @@ def members(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     offset = 0
     data = b""
     while True:
-        unpacker = zlib.decompressobj(wbits=31)
+        unpacker = isal_zlib.decompressobj(wbits=31)
         out: list[bytes] = []
         used = 0
         while not unpacker.eof:
@@ -152,7 +154,7 @@ def members(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
                 return
             try:
                 out.append(unpacker.decompress(data))
-            except zlib.error as error:
+            except _DAMAGED as error:
                 raise StateUnreadable(f"{name} is damaged: {error}") from error
             used += len(data) - len(unpacker.unused_data)
             data = unpacker.unused_data
@@ -188,28 +190,29 @@ def request_id(line: bytes) -> str:
     return head[1].decode() if head else str(orjson.loads(line)["key"])
 
 
-def _packer() -> zlib._Compress:
+def _packer() -> Any:
     # wbits 31 writes a gzip header with no time and no file name.
-    return zlib.compressobj(_LEVEL, wbits=31)
+    return isal_zlib.compressobj(_LEVEL, wbits=31)
 
 
 def _member(data: bytes) -> bytes:
     packer = _packer()
-    return packer.compress(data) + packer.flush()
+    packed: bytes = packer.compress(data) + packer.flush()
+    return packed
 
 
 def _decompressed(stream: BinaryIO, name: str) -> Iterator[bytes]:
-    unpacker = zlib.decompressobj(wbits=31)
+    unpacker = isal_zlib.decompressobj(wbits=31)
     data = b""
     while True:
         data = data or stream.read(_READ_BYTES)
         if not data:
             break
         if unpacker.eof:
-            unpacker = zlib.decompressobj(wbits=31)
+            unpacker = isal_zlib.decompressobj(wbits=31)
         try:
             out = unpacker.decompress(data)
-        except zlib.error as error:
+        except _DAMAGED as error:
             raise StateUnreadable(f"{name} is damaged: {error}") from error
         data = unpacker.unused_data
         if out:

@@ -46,9 +46,7 @@ def row_class(outcomes: Sequence[str], needed: int) -> str:
 def body(answer: Answer, spec: Spec) -> dict[str, Json]:
     """The fields of a record from one ok answer, without its key."""
     out = _said(answer, spec)
-    if answer.repaired:
-        out["_repaired"] = answer.repaired
-    return out
+    return {**out, "_repaired": answer.repaired} if answer.repaired else out
 
 
 def fields(answer: Answer, spec: Spec) -> bytes:
@@ -61,10 +59,12 @@ def _said(answer: Answer, spec: Spec) -> dict[str, Json]:
         return {"embedding": unit(answer.value) if spec.normalize else answer.value}
     if spec.output_schema is None:
         return {"text": answer.text, "parts": list(answer.parts)} if answer.parts else {"text": answer.text}
-    if isinstance(answer.value, dict):
+    if not isinstance(answer.value, dict):
+        return {"value": answer.value}
+    if "_key" in answer.value:
         # The row's key stands there.
         return {name: value for name, value in answer.value.items() if name != "_key"}
-    return {"value": answer.value}
+    return answer.value
 
 
 def combined(samples: Sequence[Sample], spec: Spec) -> dict[str, Json]:

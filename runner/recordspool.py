@@ -1,75 +1,158 @@
 """Records of answers that a run took in, on disk, so that their export need not judge them again.
 
-A cache of one run: what it does not hold is read from the state.
+A cache of one run: what it does not hold is read from the state. Records lie as they came; pages say where
+each is, in the order in which the requests were sent. An export asks in much the same order, so that memory
+is flat however many there are and whatever order they came in.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import IO
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import msgspec
 
 from runner import records
-from runner.model import Answer, Outcome, ResponseRef
+from runner.model import Answer
 from runner.specmodel import Spec
 
-_DECODER = msgspec.msgpack.Decoder(dict[int, bytes])
+_FLUSH_BYTES = 1 << 20
+_READ_BYTES = 1 << 14
+_PAGE_RECORDS = 1_000
+
+Place = tuple[int, int]
+"""(byte offset, byte count) in the file."""
+_PAGE = msgspec.msgpack.Decoder(list[tuple[str, Place]])
 
 
 class RecordSpool:
-    """The fields of records by the place of the answer, one member of a response file at a time."""
+    """The fields of records by request. The file, which has no name, is made when there is one to hold."""
 
     def __init__(self, spec: Spec) -> None:
-        """The file, which has no name, is made when there is something to hold."""
+        """Nothing is held where one answer is no record by itself."""
         self._spec = spec
-        self._file: IO[bytes] | None = None
-        self._places: dict[tuple[str, int, int], tuple[int, int]] = {}
-        """(token, part, member) -> (byte offset, byte count) in the file."""
+        self._file: int | None = None
         self._size = 0
-        self._current: tuple[str, int, int] | None = None
-        self._fields: dict[int, bytes] = {}
+        self._pages: dict[str, list[Place]] = {}
+        """Token -> where the pages of the attempt lie."""
+        self._heads: dict[str, tuple[Place, Iterator[tuple[str, Place]]]] | None = None
+        """The next request of each attempt -> the place of its record, and what follows it."""
+        self._ahead = (0, b"")
+        """What was read last: its offset, and its bytes."""
 
-    def adder(self, token: str) -> Callable[[ResponseRef, Answer], None]:
-        """What holds the record of an answer, if it is one by itself: for one reading of an attempt's
-        output, of which nothing is held before."""
-        self._flush()
-        self._places = {place: at for place, at in self._places.items() if place[0] != token}
-        return partial(self._add, token)
+    def attempt(self, token: str) -> AttemptRecords | None:
+        """What takes the records of one reading of an attempt's output, of which nothing is held before."""
+        self.forget(token)
+        return AttemptRecords(self, self._spec, token) if self._spec.samples.count == 1 else None
 
-    def _add(self, token: str, ref: ResponseRef, answer: Answer) -> None:
-        if answer.outcome is not Outcome.OK or self._spec.samples.count > 1:
-            return
-        place = (token, ref.part, ref.member)
-        if place != self._current:
-            self._flush()
-            self._current = place
-        self._fields[ref.offset] = records.fields(answer, self._spec)
+    def forget(self, token: str) -> None:
+        """Hold no records of an attempt."""
+        self._pages.pop(token, None)
+        self._heads = None
 
-    def fields(self, token: str, part: int, member: int) -> Mapping[int, bytes]:
-        """Byte offset of a line in a member -> the fields of its record, as `records.fields` gives them."""
-        self._flush()
-        found = self._places.get((token, part, member))
+    def forget_all(self) -> None:
+        """Hold no records."""
+        self._pages.clear()
+        self._heads = None
+
+    def take(self, request_id: str) -> Place | None:
+        """Where the record of a request lies; None where it is not held, not the next of its attempt, or was
+        taken before."""
+        if self._heads is None:
+            self._heads = {}
+            for pages in self._pages.values():
+                self._advance(self._read_pages(pages))
+        found = self._heads.pop(request_id, None)
         if found is None:
-            return {}
-        assert self._file is not None
-        self._file.seek(found[0])
-        return _DECODER.decode(self._file.read(found[1]))
+            return None
+        place, following = found
+        self._advance(following)
+        return place
+
+    def fields(self, place: Place) -> bytes:
+        """The record at a place, as `records.fields` gives it."""
+        offset, count = place
+        at, data = self._ahead
+        if offset < at or offset + count > at + len(data):
+            at, data = self._ahead = offset, self._read(offset, max(count, _READ_BYTES))
+        return data[offset - at : offset - at + count]
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            os.close(self._file)
+
+    def append(self, data: bytes) -> int:
+        """Write at the end of the file; the byte offset of where that begins."""
+        if self._file is None:
+            handle, name = tempfile.mkstemp()
+            os.unlink(name)
+            self._file = handle
+        at = self._size
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+        self._size += len(data)
+        return at
+
+    def hold(self, token: str, pages: list[Place]) -> None:
+        """Take over the pages of an attempt, which have been written."""
+        self._pages[token] = pages
+
+    def _advance(self, places: Iterator[tuple[str, Place]]) -> None:
+        assert self._heads is not None
+        following = next(places, None)
+        if following is not None:
+            self._heads[following[0]] = (following[1], places)
+
+    def _read_pages(self, pages: Iterable[Place]) -> Iterator[tuple[str, Place]]:
+        for offset, count in pages:
+            yield from _PAGE.decode(self._read(offset, count))
+
+    def _read(self, offset: int, count: int) -> bytes:
+        assert self._file is not None
+        return os.pread(self._file, count, offset)
+
+
+class AttemptRecords:
+    """The records of one reading of an attempt's output. They are held once all of them are there."""
+
+    def __init__(self, spool: RecordSpool, spec: Spec, token: str) -> None:
+        self._spool = spool
+        self._spec = spec
+        self._token = token
+        self._places: dict[str, Place] = {}
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+        self._at = spool.append(b"")
+
+    def add(self, answer: Answer) -> None:
+        """Take the record of an answer that is ok, and remedies no other."""
+        fields = records.fields(answer, self._spec)
+        self._places[answer.request_id] = (self._at + self._buffered, len(fields))
+        self._buffer.append(fields)
+        self._buffered += len(fields)
+        if self._buffered >= _FLUSH_BYTES:
+            self._flush()
+
+    def displace(self, token: str) -> None:
+        """Say that an answer stands in the place of one of that attempt: two would be held of one request."""
+        self._spool.forget(token)
+
+    def seal(self, request_ids: Iterable[str]) -> None:
+        """Hold what was added; the requests of the attempt are given in the order in which they were sent."""
+        self._flush()
+        places = self._places
+        order = ((request_id, places[request_id]) for request_id in request_ids if request_id in places)
+        pages = []
+        while page := list(islice(order, _PAGE_RECORDS)):
+            data = msgspec.msgpack.encode(page)
+            pages.append((self._spool.append(data), len(data)))
+        self._spool.hold(self._token, pages)
 
     def _flush(self) -> None:
-        if self._current is not None and self._fields:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115
-            data = msgspec.msgpack.encode(self._fields)
-            self._file.seek(self._size)
-            self._file.write(data)
-            self._places[self._current] = (self._size, len(data))
-            self._size += len(data)
-        self._current, self._fields = None, {}
+        self._spool.append(b"".join(self._buffer))
+        self._at += self._buffered
+        self._buffer, self._buffered = [], 0

@@ -51,7 +51,9 @@ CREATE TABLE pending (request_id TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT RO
 CREATE TABLE rejudged (request_id TEXT PRIMARY KEY, line BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE link (of TEXT PRIMARY KEY, request_id TEXT NOT NULL, settings TEXT NOT NULL) WITHOUT ROWID;
 """
-_COLUMNS = "ordinal, key, input, components, requests, outcome, problem, size, mtime_ns, ctime_ns, inode"
+_ONE_REQUEST_CHARS = len('[[0,0,""]]') + 33
+_UNSIGNED = "ordinal, key, input, components, requests, outcome, problem"
+_COLUMNS = f"{_UNSIGNED}, size, mtime_ns, ctime_ns, inode"
 _INSERT = f"INSERT INTO row ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 
 
@@ -75,6 +77,8 @@ class KnownRow(NamedTuple):
     @property
     def ids(self) -> list[str]:
         """Ids of the wanted requests."""
+        if len(self.requests) == _ONE_REQUEST_CHARS:
+            return [self.requests[7:-3]]
         return [item[2] for item in orjson.loads(self.requests)]
 
     @property
@@ -178,12 +182,19 @@ def insert(db: sqlite3.Connection, rows: Iterable[KnownRow]) -> None:
     )  # fmt: skip
 
 
-def settle(db: sqlite3.Connection, outcomes: Sequence[str]) -> None:
-    """Write down the outcomes of all rows, by ordinal."""
-    commonest = max(set(outcomes), key=outcomes.count, default="")
+def settle(db: sqlite3.Connection, classes: Sequence[tuple[str, int]]) -> None:
+    """Write down the outcomes of all rows: by ordinal, as (outcome, how many rows have it)."""
+    counts: dict[str, int] = {}
+    for outcome, count in classes:
+        counts[outcome] = counts.get(outcome, 0) + count
+    commonest = max(counts, key=counts.__getitem__, default="")
     db.execute("UPDATE row SET outcome = ?", (commonest,))
-    others = ((outcome, at) for at, outcome in enumerate(outcomes) if outcome != commonest)
-    db.executemany("UPDATE row SET outcome = ? WHERE ordinal = ?", others)
+    first = 0
+    for outcome, count in classes:
+        if outcome != commonest:
+            span = "UPDATE row SET outcome = ? WHERE ordinal >= ? AND ordinal < ?"
+            db.execute(span, (outcome, first, first + count))
+        first += count
 
 
 def component_ids(db: sqlite3.Connection) -> list[str]:
@@ -196,8 +207,30 @@ def rows(db: sqlite3.Connection, from_ordinal: int = 0, order: str = "ordinal") 
     cursor = db.execute(f"SELECT {_COLUMNS} FROM row WHERE ordinal >= ? ORDER BY {order}", (from_ordinal,))
     cursor.arraysize = 512
     while batch := cursor.fetchmany():
-        for found in batch:
-            yield _row(found)
+        yield from map(_row, batch)
+
+
+def unsigned(db: sqlite3.Connection) -> Iterator[KnownRow]:
+    """Rows by ordinal without their signatures, which takes two thirds of the time."""
+    cursor = db.execute(f"SELECT {_UNSIGNED}, NULL FROM row ORDER BY ordinal")
+    cursor.arraysize = 512
+    while batch := cursor.fetchmany():
+        yield from map(KnownRow._make, batch)
+
+
+def lines(db: sqlite3.Connection) -> Iterator[bytes]:
+    """The lines of a rows snapshot, sorted by key: `KnownRow.line` of each row, in half the time."""
+    cursor = db.execute(
+        """SELECT CAST(
+            '{"key":' || json_quote(key) || ',"ordinal":' || ordinal || ',"input":' || json_quote(input)
+            || ',"components":' || json_quote(components) || ',"requests":' || requests
+            || ',"outcome":' || json_quote(outcome)
+            || CASE WHEN problem = '' THEN '' ELSE ',"problem":' || problem END || '}' || char(10) AS BLOB)
+        FROM row ORDER BY key"""
+    )
+    cursor.arraysize = 512
+    while batch := cursor.fetchmany():
+        yield from (line for (line,) in batch)
 
 
 def write_pages(db: sqlite3.Connection) -> None:

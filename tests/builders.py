@@ -263,7 +263,7 @@ class Past:
         self.state = replace(self.state, serial=self.state.serial + 1, rows=name, export=done)
         if made.rows_path is not None:
             db = rowtable.connect(made.rows_path)
-            rowtable.settle(db, [row.outcome for row in settled])
+            rowtable.settle(db, [(row.outcome, 1) for row in settled])
             db.close()
             self.index.absorb(name, components, made.rows_path)
 

@@ -63,7 +63,7 @@ PURE = words("""
     backends.geminiwire backends.vertexwire decide events view story
 """)  # fmt: skip
 # What the pure modules may stand on, so that they run inside any other engine.
-THIRD_PARTY_OF_PURE = {"orjson", "msgspec", "jinja2", "jsonschema_rs", "json_repair"}
+THIRD_PARTY_OF_PURE = {"isal", "orjson", "msgspec", "jinja2", "jsonschema_rs", "json_repair"}
 # Clocks, chance, the environment, the network, other processes. `plan` spools into SQLite on purpose.
 EFFECTS = {
     "asyncio", "datetime", "getpass", "glob", "http", "locale", "multiprocessing", "os", "platform", "random",

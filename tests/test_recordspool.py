@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from runner import judged, parts
 from runner.blobs.memory import MemoryBlobs
 from runner.ingest import Collector
-from runner.model import JobState, Stored
+from runner.model import Answer, JobState, Outcome, ResponseRef, Stored
 from runner.recordspool import RecordSpool
 from runner.results import Judge
 from runner.rowtable import KnownRow
@@ -26,6 +27,10 @@ from runner.store import Store
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 """What the answers below are judged by."""
 IDS = ["r1", "r2", "r3"]
+
+
+def make_answer(request_id: str, value: Any) -> Answer:
+    return Answer(request_id=request_id, outcome=Outcome.OK, value=value)
 
 
 class Taken:
@@ -41,7 +46,7 @@ class Taken:
         attempt = make_attempt(token, job_state=JobState.SUCCEEDED)
         shard = [orjson.dumps({"key": key}) for key in IDS]
         collector = Collector(
-            attempt, Judge.of(self.spec), shard, Outcomes(self.stored), keep=self.records.adder(token)
+            attempt, Judge.of(self.spec), shard, Outcomes(self.stored), records=self.records.attempt(token)
         )
         self.store.put_responses(token, [b"\n".join([*lines, b""])], collector.line)
         found = map(parts.load_outcome, collector.finish().lines)
@@ -92,21 +97,75 @@ def test_answers_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [row.line for row in before] == [b'{"_key":"k%d","n":1}\n' % at for at in range(3)]
 
 
-def test_a_record_that_tells_of_a_remedy_is_not_the_held_one() -> None:
+def test_a_record_that_tells_of_a_remedy_is_not_held() -> None:
     spec = make_spec(output_schema=SCHEMA)
+    failed = make_stored("r9", Outcome.INVALID, remedied_by="r2")
+
+    class Remedied(Outcomes):
+        def remedied(self, request_id: str) -> Stored | None:
+            return failed if request_id == "r2" else None
+
     with closing(RecordSpool(spec)) as records:
-        taken = Taken(spec, records, [ok_line(key, '{"n":1}') for key in IDS])
-        taken.stored["r2"] = make_stored("r2", ref=taken.stored["r2"].ref, remedies="temperature 0")
-        assert taken.rows(records)[1].line == b'{"_key":"k1","n":1,"_remedied":"temperature 0"}\n'
+        attempt = make_attempt("t-a1", job_state=JobState.SUCCEEDED)
+        shard = [orjson.dumps({"key": key}) for key in IDS]
+        collector = Collector(attempt, Judge.of(spec), shard, Remedied(), records=records.attempt("t-a1"))
+        for at, key in enumerate(IDS):
+            line = ok_line(key, '{"n":1}')
+            collector.line(line, ResponseRef(part=1, member=0, offset=at, length=len(line)))
+        collector.finish()
+        assert [records.take(key) is not None for key in IDS] == [True, False, True]
 
 
 def test_an_output_that_is_read_anew_is_held_anew() -> None:
-    """A download that broke off left records of lines that may lie elsewhere the next time."""
+    """A download that broke off left records of lines that may not be there the next time."""
     spec = make_spec(output_schema=SCHEMA)
     with closing(RecordSpool(spec)) as records:
-        broken = Taken(spec, records, [ok_line("r1", '{"n":1}'), ok_line("r2", '{"n":2}')])
-        again = Taken(spec, records, [ok_line("r3", '{"n":"x"}'), ok_line("r2", "{}")])
+        Taken(spec, records, [ok_line("r1", '{"n":1}'), ok_line("r2", '{"n":2}')])
+        again = Taken(spec, records, [ok_line("r3", '{"n":"x"}'), ok_line("r2", '{"n":3}')])
         assert again.rows(records) == again.rows(None)
-        refs = broken.stored["r1"].ref, again.stored["r3"].ref
-        assert [ref and ref.offset for ref in refs] == [0, 0]
-        assert not records.fields("t-a1", 1, 0)
+        assert again.rows(None)[1].line == b'{"_key":"k1","n":3}\n'
+
+
+def test_what_broke_off_is_not_held() -> None:
+    spec = make_spec(output_schema=SCHEMA)
+    with closing(RecordSpool(spec)) as records:
+        half = records.attempt("t-a1")
+        assert half is not None
+        half.add(make_answer("r1", {"n": 1}))
+        assert records.take("r1") is None
+
+
+def test_a_request_that_was_answered_twice_is_read_from_the_state() -> None:
+    spec = make_spec(output_schema=SCHEMA)
+    with closing(RecordSpool(spec)) as records:
+        taken = Taken(spec, records, [ok_line(key, '{"n":1}') for key in IDS])
+        taken.take([ok_line("r2", '{"n":2}')], "t-a2")
+        rows = taken.rows(records)
+        assert rows == taken.rows(None)
+        assert rows[1].line == b'{"_key":"k1","n":2}\n'
+
+
+def test_records_are_given_whatever_order_they_came_in() -> None:
+    spec = make_spec(output_schema=SCHEMA)
+    ids = [f"r{n}" for n in range(3000)]
+    shuffled = random.Random(1).sample(ids, len(ids))
+    with closing(RecordSpool(spec)) as records:
+        adder = records.attempt("t-a1")
+        assert adder is not None
+        for request_id in shuffled:
+            adder.add(make_answer(request_id, {"n": int(request_id[1:])}))
+        adder.seal(ids)
+        for request_id in ids:
+            place = records.take(request_id)
+            assert place is not None
+            assert json.loads(records.fields(place)) == {"n": int(request_id[1:])}
+            assert records.take(request_id) is None
+
+
+def test_nothing_is_held_of_what_another_run_changed() -> None:
+    spec = make_spec(output_schema=SCHEMA)
+    with closing(RecordSpool(spec)) as records:
+        taken = Taken(spec, records, [ok_line(key, '{"n":1}') for key in IDS])
+        records.forget_all()
+        assert records.take("r1") is None
+        assert taken.rows(records) == taken.rows(None)
