@@ -20,8 +20,8 @@ print("\\n" + json.dumps([code, sorted(set(sys.modules) - before)]), file=sys.st
 GOOGLE = {"google"}
 HEAVY = {"jinja2", "jsonschema", "jsonschema_rs", "rich", "orjson", "msgspec", "yaml", "sqlite3", "httpx"}
 FOR_A_PLAN = {
-    "click", "jinja2", "jsonschema_rs", "markupsafe", "msgspec", "orjson", "runner", "typing_extensions",
-    "yaml",
+    "click", "isal", "jinja2", "jsonschema_rs", "markupsafe", "msgspec", "orjson", "runner",
+    "typing_extensions", "yaml",
 }  # fmt: skip
 
 
