@@ -80,6 +80,7 @@ def collect(run: Run, attempt: Attempt) -> None:
         summary = {"outcomes": got.outcomes, "strays": got.strays, "usage": got.usage}
         name = run.store.put_outcomes(attempt.token, summary, got.lines)
         run.ledger.save(replace(run.ledger.state, outcomes=(*run.ledger.state.outcomes, name)))
+        run.index.extend(run.ledger.state, attempt.token, summary, got.lines)
         run.again.update(got.again)
     attempt = replace(attempt, outcomes=summary["outcomes"], strays=summary["strays"])
     run.sent.update(summary["outcomes"])

@@ -12,7 +12,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,14 @@ import orjson
 
 from runner import indexfile, parts, rowtable
 from runner.indexfile import IndexFile
-from runner.model import Attempt, State, Stored
+from runner.model import Attempt, Json, State, Stored
 from runner.rowtable import KnownRow
 from runner.store import Store
 
 _NAME = "index.sqlite"
-_VERSION = "6"
+_VERSION = "7"
 _LOOKUPS = 500
 """Requests that are looked up by one query."""
-_SORTED_ROWS = 10_000
 RACY_NS = 2_000_000_000
 """A file changed this shortly before it was read may change again without looking different."""
 _SCHEMA = (
@@ -37,7 +35,7 @@ _SCHEMA = (
     + rowtable.PAGE_SCHEMA
     + """
 CREATE INDEX row_requests ON row(requests);
-CREATE TABLE outcome (request_id TEXT PRIMARY KEY, outcome TEXT NOT NULL, line BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE outcome (request_id TEXT PRIMARY KEY, outcome TEXT NOT NULL, line BLOB NOT NULL);
 CREATE TABLE remedied (request_id TEXT PRIMARY KEY, of TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE token (token TEXT PRIMARY KEY, summary TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE live (request_id TEXT, token TEXT, PRIMARY KEY (request_id, token)) WITHOUT ROWID;
@@ -89,6 +87,18 @@ class Index:
                 self._sync(state, known)
         except sqlite3.DatabaseError:
             self.rebuild(state, known)
+
+    def extend(self, state: State, token: str, summary: Json, lines: Iterable[bytes]) -> None:
+        """Take over the last outcomes segment of a root, which was just written, without reading it back.
+
+        `lines` are its lines, each with its newline. An index that is not at the root before stays as it is.
+        """
+        with contextlib.suppress(sqlite3.DatabaseError), rowtable.transaction(self._db):
+            at = self._meta("lineage"), self._meta("segments")
+            if at == (state.lineage, _names(state.outcomes[:-1])):
+                bare = (line[:-1] for line in lines)
+                self._take_outcomes(token, summary, bare, len(state.outcomes))
+                self._set_meta("segments", _names(state.outcomes))
 
     def rebuild(self, state: State | None, attempts: Iterable[Attempt]) -> None:
         """Make the index anew from the state, because the file is damaged."""
@@ -309,8 +319,12 @@ class Index:
     def _load_outcomes(self, name: str, number: int) -> None:
         lines = self._store.lines(name)
         header = orjson.loads(next(lines))
-        summary = orjson.dumps(header["summary"]).decode()
-        self._db.execute("INSERT OR REPLACE INTO token VALUES (?, ?)", (header["token"], summary))
+        self._take_outcomes(header["token"], header["summary"], lines, number)
+
+    def _take_outcomes(self, token: str, summary: Json, lines: Iterable[bytes], number: int) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO token VALUES (?, ?)", (token, orjson.dumps(summary).decode())
+        )
         links: list[tuple[str, str]] = []
         decode = msgspec.json.Decoder(_Settled).decode
 
@@ -321,10 +335,7 @@ class Index:
                     links.append((found.remedied_by, found.id))
                 yield found.id, found.outcome, line
 
-        rows = outcomes()
-        # In the order of the table they go in twice as fast.
-        while batch := sorted(islice(rows, _SORTED_ROWS)):
-            self._db.executemany("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?)", batch)
+        self._db.executemany("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?)", outcomes())
         self._db.executemany("INSERT OR REPLACE INTO remedied VALUES (?, ?)", links)
         self._set_meta("outcomes", str(number))
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ATTEMPT_ERROR_CODES = frozenset({3, 5, 7, 9, 16})
 """google.rpc codes of a failed job that mean import, bucket or rights: no row is to blame."""
 JOB_CANCELLED = "JOB_CANCELLED"
+_STRANGER = b"stranger"
 
 
 class History(Protocol):
@@ -85,7 +86,8 @@ class Collector:
         self._judge = judge
         self._found: dict[str, bytes | None] = {parts.request_id(line): None for line in sent}
         self._before = history.stored_among(list(self._found))
-        self._classes: dict[str, Outcome] = {}
+        self._others: dict[str, Outcome] = {}
+        """Classes of answers that are not ok."""
         self._strays: Counter[str] = Counter()
         self._usage: dict[str, int] = {}
 
@@ -97,15 +99,15 @@ class Collector:
                 self._strays[answer.what] += 1
             return
         request_id = answer.request_id
-        if request_id not in self._found:
-            self._strays["extra"] += 1
-            return
-        before = self._classes.get(request_id)
+        before = self._found.get(request_id, _STRANGER)
+        ok = answer.outcome is Outcome.OK
         if before is not None:
-            self._strays["duplicate"] += 1
-            if before is Outcome.OK or answer.outcome is not Outcome.OK:
+            self._strays["extra" if before is _STRANGER else "duplicate"] += 1
+            if not ok or request_id not in self._others:
                 return
-        self._classes[request_id] = answer.outcome
+            del self._others[request_id]
+        if not ok:
+            self._others[request_id] = answer.outcome
         usage = self._usage
         for kind, count in answer.usage.items():
             usage[kind] = usage.get(kind, 0) + count
@@ -122,13 +124,15 @@ class Collector:
             if line is None:
                 answer = Answer(request_id=request_id, outcome=Outcome.MISSING, code=code, message=message)
                 line = self._outcome(answer, None)
-                self._classes[request_id] = Outcome.MISSING
+                self._others[request_id] = Outcome.MISSING
             lines.append(line)
         if self._records is not None:
             self._records.seal(self._found)
+        ok_count = len(lines) - len(self._others)
+        others = Counter(map(str, self._others.values()))
         return Ingested(
             lines=tuple(lines),
-            outcomes={str(name): count for name, count in Counter(self._classes.values()).items()},
+            outcomes={"ok": ok_count, **others} if ok_count else others,
             strays=dict(self._strays),
             usage=self._usage,
             again=self._again,

@@ -217,6 +217,35 @@ def test_it_follows_the_state(store: Store, state: State) -> None:
     index.close()
 
 
+SUMMARY = {"outcomes": {"invalid": 1}}
+
+
+def test_outcomes_that_were_just_written_are_not_read_back(
+    store: Store, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [dump_outcome(make_stored("r7", Outcome.INVALID, token="t-a3", remedied_by="r8"))]
+    name = store.put_outcomes("t-a3", SUMMARY, lines)
+    longer = replace(state, outcomes=(*state.outcomes, name))
+    expected = answers(Store(store.blobs, None, "state"), longer)
+    index = Index(store)
+    index.sync(state, LIVE)
+    index.extend(longer, "t-a3", SUMMARY, lines)
+    index.close()
+    monkeypatch.delattr(Store, "lines")
+    assert answers(store, longer) == expected
+
+
+@pytest.mark.parametrize("changes", [{"outcomes": ("outcomes/9.jsonl.gz",)}, {"lineage": LINEAGE[::-1]}])
+def test_an_index_of_another_root_is_not_extended(store: Store, state: State, changes: Any) -> None:
+    lines = [dump_outcome(make_stored("r7", Outcome.INVALID, token="t-a3"))]
+    index = Index(store)
+    index.sync(state, LIVE)
+    index.extend(replace(state, **changes), "t-a3", SUMMARY, lines)
+    index.sync(state, LIVE)
+    assert index.outcome("r7") == "blocked"
+    index.close()
+
+
 @pytest.fixture
 def index(store: Store, state: State) -> Iterator[Index]:
     found = Index(store)
