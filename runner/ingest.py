@@ -132,7 +132,7 @@ class Collector:
         others = Counter(map(str, self._others.values()))
         return Ingested(
             lines=tuple(lines),
-            outcomes={"ok": ok_count, **others} if ok_count else others,
+            outcomes={"ok": ok_count, **others} if ok_count else {**others},
             strays=dict(self._strays),
             usage=self._usage,
             again=self._again,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from runner.model import Attempt, JobState, Outcome, ResponseRef, Stored
 from runner.parts import load_outcome
 from runner.results import Judge
 from runner.specmodel import Failures
+from runner.statefile import dump_attempt, load_attempt
 
 DONE = make_attempt(job_state=JobState.SUCCEEDED)
 
@@ -44,6 +46,13 @@ def test_outcomes_are_in_the_order_that_was_sent() -> None:
     assert [s.ref and s.ref.offset for s in stored.values()] == [1, 2, 0]
     assert {s.token for s in stored.values()} == {DONE.token}
     assert found.usage == {"prompt": 22, "output": 10, "thoughts": 6}
+
+
+def test_counts_are_kept_with_the_attempt() -> None:
+    for lines in ([], [ok_line("r1", "x"), error_line("r2", 13)]):
+        found, _ = ingest(["r1", "r2"], lines)
+        kept = replace(DONE, outcomes=found.outcomes, strays=found.strays)
+        assert load_attempt(dump_attempt(kept), "attempt") == kept
 
 
 def test_lines_that_answer_nothing_are_counted_and_named() -> None:
