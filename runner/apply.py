@@ -138,7 +138,7 @@ class Apply:
             ):
                 self._run.scratch, self._run.records = Path(scratch), held
                 if self._plan.rows_path is not None:
-                    self._spool = rowtable.scratch(self._plan.rows_path)
+                    self._spool = rowtable.planned(self._plan.rows_path)
                 return self._walk()
         except StateLocked:
             raise

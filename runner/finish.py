@@ -48,7 +48,7 @@ def write(
             spec, store, index.rows(), index.answered_among, lambda _: None, held, owner=owner, fresh=fresh
         )
         return Finished(_exported(state, plan, written), written, lambda: None)
-    spool = rowtable.scratch(plan.rows_path)
+    spool = rowtable.planned(plan.rows_path)
     try:
         rows = rowtable.unsigned(spool)
         written = export.write(

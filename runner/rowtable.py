@@ -145,7 +145,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
     """A connection for a file that may be lost: no journal on disk, no fsync. None is in memory."""
     db = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=5.0)
     db.execute("PRAGMA synchronous=OFF")
-    db.execute("PRAGMA cache_size=-16384")
+    db.execute("PRAGMA cache_size=-8192")
     return db
 
 
@@ -153,6 +153,13 @@ def scratch(path: Path) -> sqlite3.Connection:
     """A connection for a file that ends with its run: unlike an index, it is never found half written."""
     db = connect(path)
     db.execute("PRAGMA journal_mode=MEMORY")
+    return db
+
+
+def planned(path: Path) -> sqlite3.Connection:
+    """A connection for the file that a plan left, most of which is read once and in order."""
+    db = scratch(path)
+    db.execute("PRAGMA cache_size=-2048")
     return db
 
 

@@ -175,7 +175,7 @@ class Job:
         if made.rows_path is None:
             yield from self.index.rows()
             return
-        db = rowtable.scratch(made.rows_path)
+        db = rowtable.planned(made.rows_path)
         try:
             yield from rowtable.rows(db)
         finally:
@@ -184,7 +184,7 @@ class Job:
     def changes(self, made: Plan, *, unchanged: bool = False) -> Iterator[Change]:
         """The rows of a plan that are not unchanged, or all of them."""
         if made.rows_path is not None:
-            db = rowtable.scratch(made.rows_path)
+            db = rowtable.planned(made.rows_path)
             try:
                 yield from rowtable.changes(db)
                 rest = rowtable.unchanged(db) if unchanged else ()
