@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -26,11 +27,12 @@ from runner.render import digest
 from runner.rowclass import Verdict, judge_row, rerun_reasons
 from runner.rowtable import KnownRow
 from runner.shard import ShardWriter
-from runner.specmodel import Spec
+from runner.specmodel import FilesSource, Spec
 
 Signature = tuple[int, int, int, int]
 """(byte size, mtime_ns, ctime_ns, inode) of an input file."""
 SAMPLE_COUNT = 3
+_BATCH = 1000
 _BAD_ROWS_SHOWN = 20
 _BAD_ROWS_SOUGHT = 100
 """Bad rows that stop the plan at once, without a look at the other inputs."""
@@ -97,8 +99,7 @@ def make(
     """
     planner = _Planner(spec, renderer, history, workspace, read, selection, trusted_before_ns)
     try:
-        found = iter(entries)
-        while (entry := planner.pass_unchanged(found)) is not None:
+        for entry in planner.unlike(iter(entries)):
             planner.add(entry)
         planner.finish_rows()
         return planner.plan(basis, spec_digest, judge_digest, destinations), planner.signatures
@@ -135,6 +136,8 @@ class _Planner:
         self._settled = history.settled
         self._quick = self._settled and selection == Selection()
         """Whether a row that looks as it did needs no further look."""
+        # Rows of a table are here already, and can be large: no more than one at a time.
+        self._batch = _BATCH if all(isinstance(one, FilesSource) for one in spec.inputs) else 1
         self._retry_all = selection.retry == "all"
         open_classes = {*spec.failures.retry, *spec.failures.remedies}
         self._final = frozenset(outcome.value for outcome in Outcome) - open_classes
@@ -152,20 +155,41 @@ class _Planner:
 
     # ------------------------------------------------------------ one row
 
-    def pass_unchanged(self, entries: Iterator[Entry]) -> Entry | None:
-        """Pass the inputs that look as they did, where nothing else can have changed for them; the
-        first that needs a closer look, None at the end.
+    def unlike(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """The inputs that need a closer look; passed are those that look as they did, where nothing else can
+        have changed for them.
 
         Most rows of most plans end here: nothing is read, looked up or written down.
         """
-        if not self._quick or self._spool.begun:
-            return next(entries, None)
-        closer, self._ordinal, passed = self._prior.pass_alike(
-            entries, self._ordinal, self._components_id, self._final
-        )
-        for outcome, count in passed.items():
-            self._settle(outcome, count)
-        return closer
+        while self._quick and not self._spool.begun:
+            batch: list[Entry] = []
+            failed = None
+            try:
+                batch.extend(islice(entries, self._batch))
+            except InputUnreadable as error:
+                # What came before is told first, as if inputs came one by one.
+                failed = error
+            if self._prior.all_alike(batch, self._ordinal, self._components_id):
+                self._settle(Outcome.OK, len(batch))
+                self._ordinal += len(batch)
+            else:
+                yield from self._unlike(batch)
+            if failed is not None:
+                raise failed
+            if not batch:
+                return
+        yield from entries
+
+    def _unlike(self, batch: Sequence[Entry]) -> Iterator[Entry]:
+        for entry in batch:
+            outcome = None
+            if not self._spool.begun:
+                outcome = self._prior.alike(entry, self._ordinal, self._components_id, self._final)
+            if outcome is None:
+                yield entry
+            else:
+                self._settle(outcome)
+                self._ordinal += 1
 
     def add(self, entry: Entry) -> None:
         prior = self._prior.match(entry.key)

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from runner import globs
@@ -24,7 +24,9 @@ from runner.specmodel import FilesSource, Spec
 _READ_BYTES = 1 << 16
 _BATCH = 1000
 _MAX_DEPTH = 200
-"""Folders inside folders, far below what Python's own stack takes."""
+"""Folders inside folders, far below what Python's own stack takes, and what it may hold open."""
+_looks = attrgetter("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
+"""A signature of what a stat gives."""
 MIME_TYPES = {
     ".csv": "text/csv",
     ".htm": "text/html",
@@ -169,48 +171,62 @@ class _Walk:
     ) -> Iterator[list[Entry]]:
         """The files below a folder, in the order of their keys. What is done here is done per file."""
         wanted, excluded, never_names = self.wanted, self.excluded, self.never.names
-        prefix, source, is_file = self.prefix, self.source, stat.S_ISREG
+        prefix, source = self.prefix, self.source
         batch: list[Entry] = []
-        for name, entry in self._listing(folder, below):
-            relative = below + name
-            if name[-1] == "/":
-                yield batch
-                batch = []
-                yield from self._deeper(relative, entry, depth, ancestors)
-                continue
-            if not wanted(relative):
-                continue
-            key = prefix + relative
-            if excluded and any(pattern.fullmatch(key) for pattern in excluded):
-                continue
-            if not name.isascii():
-                _check_name(key)
-            if entry.is_symlink():
-                self._check_link(relative, entry)
-            if entry.name in never_names and self.never.holds(entry.path):
-                continue
-            try:
-                looks = entry.stat()
-            except OSError:
-                # A link to nothing, or a file that has just gone: reading it says so, as of any row.
-                batch.append(Entry(key, source, entry.path, None))
-            else:
-                if not is_file(looks.st_mode):
+        handle = self._open(folder, below)
+        try:
+            # What is asked for beside an open folder, by name alone, is found without a walk from the root.
+            listing, odd = self._listing(handle, below)
+            for name, entry in listing:
+                relative = below + name
+                if name[-1] == "/":
+                    yield batch
+                    batch = []
+                    yield from self._deeper(relative, f"{folder}/{entry.name}", entry, depth, ancestors)
                     continue
-                signature = (looks.st_size, looks.st_mtime_ns, looks.st_ctime_ns, looks.st_ino)
-                batch.append(Entry(key, source, entry.path, signature))
-            if len(batch) == _BATCH:
-                yield batch
-                batch = []
+                if not wanted(relative):
+                    continue
+                key = prefix + relative
+                if excluded and any(pattern.fullmatch(key) for pattern in excluded):
+                    continue
+                path = f"{folder}/{entry.name}"
+                if (odd and name in odd) or name in never_names:
+                    found = self._closer_look(key, relative, path, entry)
+                    if found is not None:
+                        batch.append(found)
+                else:
+                    try:
+                        batch.append(Entry(key, source, path, _looks(entry.stat())))
+                    except OSError:
+                        # A file that has just gone: reading it says so, as of any row.
+                        batch.append(Entry(key, source, path, None))
+                if len(batch) == _BATCH:
+                    yield batch
+                    batch = []
+        finally:
+            os.close(handle)
         yield batch
 
+    def _closer_look(self, key: str, relative: str, path: str, entry: os.DirEntry[str]) -> Entry | None:
+        """The entry of what may not be a file with a plain name; None where it is no input."""
+        _check_name(key)
+        self._check_link(relative, path, entry)
+        if self.never.holds(path):
+            return None
+        try:
+            looks = entry.stat()
+        except OSError:
+            # A link to nothing, or a file that has just gone: reading it says so, as of any row.
+            return Entry(key, self.source, path, None)
+        return Entry(key, self.source, path, _looks(looks)) if stat.S_ISREG(looks.st_mode) else None
+
     def _deeper(
-        self, relative: str, entry: os.DirEntry[str], depth: int | None, ancestors: frozenset[str]
+        self, relative: str, path: str, entry: os.DirEntry[str], depth: int | None, ancestors: frozenset[str]
     ) -> Iterator[list[Entry]]:
         if depth == 0:
             return
-        real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-        if real in ancestors or self.never.holds(entry.path):
+        real = os.path.realpath(path) if entry.is_symlink() else path
+        if real in ancestors or self.never.holds(path):
             return
         folder = self.prefix + relative[:-1]
         if any(pattern.fullmatch(folder) for pattern in self.closed):
@@ -221,36 +237,46 @@ class _Walk:
                 f"{folder[:80]}... lies more than {_MAX_DEPTH} folders deep",
                 hint="move it up, or exclude it with a pattern that ends in /**",
             )
-        self._check_link(relative, entry)
+        self._check_link(relative, path, entry)
         below = None if depth is None else depth - 1
-        yield from self.batches(entry.path, relative, below, ancestors | {os.path.realpath(real)})
+        yield from self.batches(path, relative, below, ancestors | {os.path.realpath(real)})
 
-    def _listing(self, folder: str, below: str) -> list[tuple[str, os.DirEntry[str]]]:
+    def _open(self, folder: str, below: str) -> int:
         try:
-            with os.scandir(folder) as listing:
-                entries = [entry for entry in listing if entry.name[0] != "."]
-            try:
-                # Spelled out for plain names, since there is one per file of a walk.
-                found = [
-                    (name if not entry.is_dir() else name + "/", entry)
-                    if (name := entry.name).isascii()
-                    else (_sort_name(entry), entry)
-                    for entry in entries
-                ]
-            except OSError:
-                found = [(_sort_name(entry), entry) for entry in entries]
+            return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise InputUnreadable(
-                f"cannot list {(self.prefix + below).rstrip('/') or '.'}: {error.strerror}",
-                hint="mend it, or exclude it with a pattern that ends in /**",
-            ) from error
-        found.sort(key=itemgetter(0))
-        return found
+            raise self._unlisted(below, error) from error
 
-    def _check_link(self, relative: str, entry: os.DirEntry[str]) -> None:
+    def _listing(self, handle: int, below: str) -> tuple[list[tuple[str, os.DirEntry[str]]], set[str]]:
+        """What an open folder holds, sorted by name, and the names that need a closer look than others."""
+        odd: set[str] = set()
+        found: list[tuple[str, os.DirEntry[str]]] = []
+        try:
+            with os.scandir(handle) as listing:
+                for entry in listing:
+                    name = entry.name
+                    if name[0] == ".":
+                        continue
+                    # Asked first, since it is true of all but a few.
+                    if not entry.is_file(follow_symlinks=False) or not name.isascii():
+                        name = _sort_name(entry)
+                        odd.add(name)
+                    found.append((name, entry))
+        except OSError as error:
+            raise self._unlisted(below, error) from error
+        found.sort(key=itemgetter(0))
+        return found, odd
+
+    def _unlisted(self, below: str, error: OSError) -> InputUnreadable:
+        return InputUnreadable(
+            f"cannot list {(self.prefix + below).rstrip('/') or '.'}: {error.strerror}",
+            hint="mend it, or exclude it with a pattern that ends in /**",
+        )
+
+    def _check_link(self, relative: str, path: str, entry: os.DirEntry[str]) -> None:
         if self.inside is None or not entry.is_symlink():
             return
-        if not Path(os.path.realpath(entry.path)).is_relative_to(self.inside):
+        if not Path(os.path.realpath(path)).is_relative_to(self.inside):
             raise InputUnreadable(
                 f"{self.prefix}{relative.rstrip('/')} is a link that leaves the spec's folder",
                 hint="set `allow_outside: true` to follow it, or exclude it (a folder with /** at the end)",
