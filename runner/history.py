@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Container, Iterator, Mapping
+from itertools import islice, repeat
 from typing import Any, Protocol
 
-from runner.model import Entry, Outcome, Stored
+from runner.model import Batch, Entry, Outcome, Stored
 from runner.planspool import twice
 from runner.rowtable import Glance, KnownRow
 
@@ -75,15 +75,16 @@ class PriorRows:
         """Rows that were taken from the cursor and not passed; the next is the last."""
         self._seen = bytearray(history.row_count)
 
-    def all_alike(self, batch: Sequence[Entry], ordinal: int, components: str) -> bool:
+    def all_alike(self, batch: Batch, ordinal: int, components: str) -> bool:
         """Pass inputs that all look as they did, from this ordinal on, under these components, with good
         answers; False where one does not, and then none is passed.
 
         Compared as a whole, since nearly all rows of nearly all plans are such rows.
         """
-        count = len(batch)
+        count = len(batch.keys)
         ahead = [*reversed(self._ahead), *islice(self._cursor, max(count - len(self._ahead), 0))]
-        looks = [(at, entry.key, components, OK, entry.signature) for at, entry in enumerate(batch, ordinal)]
+        ordinals = range(ordinal, ordinal + count)
+        looks = list(zip(ordinals, batch.keys, repeat(components), repeat(OK), batch.signatures))
         if ahead != looks:
             self._ahead = ahead[::-1]
             return False

@@ -7,7 +7,7 @@ Units stand in names: `byte_count`, `timeout_s`. Times are UTC seconds since the
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ BYTES_PER_TOKEN = 3
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One input found, not yet read. Made fast, because there is one per file of a walk."""
+    """One input found, not yet read. Made fast, because there is one per file of a first plan."""
 
     key: str
     """Stable name, NFC, with `/`."""
@@ -38,6 +38,23 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     already, its digest in the first and the last."""
     row: Row | BadRow | None = None
     """The row, where finding it is reading it."""
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Files of one folder in the order of their keys, in columns: what compares them never looks at one."""
+
+    source: int
+    """Index into `Spec.inputs`."""
+    folder: str
+    """Where they lie; their path is this, `/` and their name."""
+    names: Sequence[str]
+    keys: Sequence[str]
+    signatures: Sequence[tuple[int, int, int, int] | None]
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The files one by one."""
+        for name, key, signature in zip(self.names, self.keys, self.signatures, strict=True):
+            yield Entry(key, self.source, f"{self.folder}/{name}", signature)
 
 
 class Row(msgspec.Struct, frozen=True):

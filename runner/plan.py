@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -20,19 +19,18 @@ from runner import badrows, reexport, remedies, rowtable
 from runner.errors import Diagnostic, InputUnreadable
 from runner.globs import Selector
 from runner.history import History, PriorRows
-from runner.model import Action, BadRow, Basis, Change, Entry, Outcome, Plan, Request, Row, Wanted
+from runner.model import Action, BadRow, Basis, Batch, Change, Entry, Outcome, Plan, Request, Row, Wanted
 from runner.planspool import PlanSpool
 from runner.remedies import Aim
 from runner.render import digest
 from runner.rowclass import Verdict, judge_row, rerun_reasons
 from runner.rowtable import KnownRow
 from runner.shard import ShardWriter
-from runner.specmodel import FilesSource, Spec
+from runner.specmodel import Spec
 
 Signature = tuple[int, int, int, int]
 """(byte size, mtime_ns, ctime_ns, inode) of an input file."""
 SAMPLE_COUNT = 3
-_BATCH = 1000
 _BAD_ROWS_SHOWN = 20
 _BAD_ROWS_SOUGHT = 100
 """Bad rows that stop the plan at once, without a look at the other inputs."""
@@ -79,7 +77,7 @@ def make(
     basis: Basis,
     spec_digest: str,
     judge_digest: str,
-    entries: Iterable[Entry],
+    entries: Iterable[Entry | Batch],
     read: Callable[[Entry], Row | BadRow],
     renderer: Rendering,
     history: History,
@@ -99,7 +97,7 @@ def make(
     """
     planner = _Planner(spec, renderer, history, workspace, read, selection, trusted_before_ns)
     try:
-        for entry in planner.unlike(iter(entries)):
+        for entry in planner.unlike(entries):
             planner.add(entry)
         planner.finish_rows()
         return planner.plan(basis, spec_digest, judge_digest, destinations), planner.signatures
@@ -136,8 +134,6 @@ class _Planner:
         self._settled = history.settled
         self._quick = self._settled and selection == Selection()
         """Whether a row that looks as it did needs no further look."""
-        # Rows of a table are here already, and can be large: no more than one at a time.
-        self._batch = _BATCH if all(isinstance(one, FilesSource) for one in spec.inputs) else 1
         self._retry_all = selection.retry == "all"
         open_classes = {*spec.failures.retry, *spec.failures.remedies}
         self._final = frozenset(outcome.value for outcome in Outcome) - open_classes
@@ -155,33 +151,25 @@ class _Planner:
 
     # ------------------------------------------------------------ one row
 
-    def unlike(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+    def unlike(self, found: Iterable[Entry | Batch]) -> Iterator[Entry]:
         """The inputs that need a closer look; passed are those that look as they did, where nothing else can
         have changed for them.
 
         Most rows of most plans end here: nothing is read, looked up or written down.
         """
-        while self._quick and not self._spool.begun:
-            batch: list[Entry] = []
-            failed = None
-            try:
-                batch.extend(islice(entries, self._batch))
-            except InputUnreadable as error:
-                # What came before is told first, as if inputs came one by one.
-                failed = error
-            if self._prior.all_alike(batch, self._ordinal, self._components_id):
-                self._settle(Outcome.OK, len(batch))
-                self._ordinal += len(batch)
+        for one in found:
+            if not self._quick or self._spool.begun:
+                yield from one if isinstance(one, Batch) else (one,)
+            elif not isinstance(one, Batch):
+                yield from self._unlike((one,))
+            elif self._prior.all_alike(one, self._ordinal, self._components_id):
+                self._settle(Outcome.OK, len(one.keys))
+                self._ordinal += len(one.keys)
             else:
-                yield from self._unlike(batch)
-            if failed is not None:
-                raise failed
-            if not batch:
-                return
-        yield from entries
+                yield from self._unlike(one)
 
-    def _unlike(self, batch: Sequence[Entry]) -> Iterator[Entry]:
-        for entry in batch:
+    def _unlike(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        for entry in entries:
             outcome = None
             if not self._spool.begun:
                 outcome = self._prior.alike(entry, self._ordinal, self._components_id, self._final)

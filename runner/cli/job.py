@@ -137,7 +137,7 @@ class Job:
                 basis=basis,
                 spec_digest=self.spec_digest,
                 judge_digest=self.judge_digest,
-                entries=inputs.entries(self.spec) if stat_cache else _unseen(inputs.entries(self.spec)),
+                entries=inputs.found(self.spec) if stat_cache else _unseen(inputs.entries(self.spec)),
                 read=lambda entry: inputs.read(self.spec, entry),
                 renderer=Renderer(self.spec),
                 history=known,

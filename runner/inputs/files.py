@@ -12,17 +12,17 @@ import stat
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from runner import globs
 from runner.errors import InputUnreadable
-from runner.model import BadRow, Entry, Row
+from runner.model import BadRow, Batch, Entry, Row
 from runner.specmodel import FilesSource, Spec
 
 _READ_BYTES = 1 << 16
-_BATCH = 1000
+_BATCH = 250
+"""Files at once: few enough that what is kept of them stays in the processor's cache."""
 _MAX_DEPTH = 200
 """Folders inside folders, far below what Python's own stack takes, and what it may hold open."""
 _looks = attrgetter("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
@@ -46,7 +46,7 @@ MIME_TYPES = {
 """Shipped, because the machine's own table differs from machine to machine."""
 
 
-def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
+def batches(spec: Spec, index: int, source: FilesSource) -> Iterator[Batch]:
     """The files of one source, sorted by key (by code point), each with its signature.
 
     Raises:
@@ -77,7 +77,7 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
         never=never,
     )
     depth = None if "**" in rest.split("/") else rest.count("/")
-    yield from chain.from_iterable(walk.batches(start, "", depth, frozenset({os.path.realpath(start)})))
+    yield from walk.batches(start, "", depth, frozenset({os.path.realpath(start)}))
 
 
 def read(source: FilesSource, entry: Entry) -> Row | BadRow:
@@ -168,61 +168,69 @@ class _Walk:
 
     def batches(
         self, folder: str, below: str, depth: int | None, ancestors: frozenset[str]
-    ) -> Iterator[list[Entry]]:
-        """The files below a folder, in the order of their keys. What is done here is done per file."""
-        wanted, excluded, never_names = self.wanted, self.excluded, self.never.names
-        prefix, source = self.prefix, self.source
-        batch: list[Entry] = []
+    ) -> Iterator[Batch]:
+        """The files below a folder, in the order of their keys."""
+        # What is asked for beside an open folder, by name alone, is found without a walk from the root.
         handle = self._open(folder, below)
         try:
-            # What is asked for beside an open folder, by name alone, is found without a walk from the root.
             listing, odd = self._listing(handle, below)
-            for name, entry in listing:
-                relative = below + name
-                if name[-1] == "/":
-                    yield batch
-                    batch = []
-                    yield from self._deeper(relative, f"{folder}/{entry.name}", entry, depth, ancestors)
+            cuts = [at for at, (name, _) in enumerate(listing) if name in odd] if odd else []
+            first = 0
+            for cut in (*cuts, len(listing)):
+                for at in range(first, cut, _BATCH):
+                    yield self._plain(folder, below, listing[at : min(at + _BATCH, cut)])
+                first = cut + 1
+                if cut == len(listing):
                     continue
-                if not wanted(relative):
-                    continue
-                key = prefix + relative
-                if excluded and any(pattern.fullmatch(key) for pattern in excluded):
-                    continue
+                name, entry = listing[cut]
                 path = f"{folder}/{entry.name}"
-                if (odd and name in odd) or name in never_names:
-                    found = self._closer_look(key, relative, path, entry)
-                    if found is not None:
-                        batch.append(found)
+                if name[-1] == "/":
+                    yield from self._deeper(below + name, path, entry, depth, ancestors)
                 else:
-                    try:
-                        batch.append(Entry(key, source, path, _looks(entry.stat())))
-                    except OSError:
-                        # A file that has just gone: reading it says so, as of any row.
-                        batch.append(Entry(key, source, path, None))
-                if len(batch) == _BATCH:
-                    yield batch
-                    batch = []
+                    yield from self._odd(folder, below + name, path, entry)
         finally:
             os.close(handle)
-        yield batch
 
-    def _closer_look(self, key: str, relative: str, path: str, entry: os.DirEntry[str]) -> Entry | None:
-        """The entry of what may not be a file with a plain name; None where it is no input."""
-        _check_name(key)
+    def _plain(self, folder: str, below: str, found: list[tuple[str, os.DirEntry[str]]]) -> Batch:
+        """Regular files of a folder, one after the other. What is done here is done per file."""
+        wanted, head = self.wanted, self.prefix + below
+        found = [(name, entry) for name, entry in found if wanted(below + name)]
+        if self.excluded:
+            found = [(name, entry) for name, entry in found if not self._excludes(head + name)]
+        names = [entry.name for _, entry in found]
+        if not self.never.names.isdisjoint(names):
+            found = [(name, entry) for name, entry in found if not self.never.holds(f"{folder}/{entry.name}")]
+            names = [entry.name for _, entry in found]
+        keys = [head + name for name, _ in found]
+        _check_names(keys)
+        signatures: list[tuple[int, int, int, int] | None]
+        try:
+            signatures = [_looks(entry.stat()) for _, entry in found]
+        except OSError:
+            signatures = [_signature(entry) for _, entry in found]
+        return Batch(source=self.source, folder=folder, names=names, keys=keys, signatures=signatures)
+
+    def _odd(self, folder: str, relative: str, path: str, entry: os.DirEntry[str]) -> Iterator[Batch]:
+        """A link or a pipe, where it is an input."""
+        key = self.prefix + relative
+        if not self.wanted(relative) or self._excludes(key):
+            return
+        _check_names([key])
         self._check_link(relative, path, entry)
         if self.never.holds(path):
-            return None
-        try:
-            looks = entry.stat()
-        except OSError:
-            # A link to nothing, or a file that has just gone: reading it says so, as of any row.
-            return Entry(key, self.source, path, None)
-        return Entry(key, self.source, path, _looks(looks)) if stat.S_ISREG(looks.st_mode) else None
+            return
+        signature = _signature(entry)
+        if signature is None or stat.S_ISREG(entry.stat().st_mode):
+            yield Batch(
+                source=self.source, folder=folder, names=[entry.name], keys=[key], signatures=[signature]
+            )
+
+    def _excludes(self, key: str) -> bool:
+        return any(pattern.fullmatch(key) for pattern in self.excluded)
 
     def _deeper(
         self, relative: str, path: str, entry: os.DirEntry[str], depth: int | None, ancestors: frozenset[str]
-    ) -> Iterator[list[Entry]]:
+    ) -> Iterator[Batch]:
         if depth == 0:
             return
         real = os.path.realpath(path) if entry.is_symlink() else path
@@ -231,7 +239,7 @@ class _Walk:
         folder = self.prefix + relative[:-1]
         if any(pattern.fullmatch(folder) for pattern in self.closed):
             return
-        _check_name(folder)
+        _check_names([folder])
         if len(ancestors) > _MAX_DEPTH:
             raise InputUnreadable(
                 f"{folder[:80]}... lies more than {_MAX_DEPTH} folders deep",
@@ -248,7 +256,7 @@ class _Walk:
             raise self._unlisted(below, error) from error
 
     def _listing(self, handle: int, below: str) -> tuple[list[tuple[str, os.DirEntry[str]]], set[str]]:
-        """What an open folder holds, sorted by name, and the names that need a closer look than others."""
+        """What an open folder holds, sorted by name, and the names of what is no regular file."""
         odd: set[str] = set()
         found: list[tuple[str, os.DirEntry[str]]] = []
         try:
@@ -257,9 +265,11 @@ class _Walk:
                     name = entry.name
                     if name[0] == ".":
                         continue
-                    # Asked first, since it is true of all but a few.
-                    if not entry.is_file(follow_symlinks=False) or not name.isascii():
-                        name = _sort_name(entry)
+                    if not name.isascii():
+                        name = unicodedata.normalize("NFC", name)
+                    if not _is_plain(entry):
+                        # A folder as `name/`, as in git, so that a walk yields whole paths in order.
+                        name = name + "/" if _is_folder(entry) else name
                         odd.add(name)
                     found.append((name, entry))
         except OSError as error:
@@ -283,6 +293,23 @@ class _Walk:
             )
 
 
+def _signature(entry: os.DirEntry[str]) -> tuple[int, int, int, int] | None:
+    """How a file looks; None for a link to nothing, or a file that has just gone: reading it says so, as of
+    any row."""
+    try:
+        return _looks(entry.stat())
+    except OSError:
+        return None
+
+
+def _check_names(keys: list[str]) -> None:
+    try:
+        "".join(keys).encode()
+    except UnicodeEncodeError:
+        for key in keys:
+            _check_name(key)
+
+
 def _check_name(key: str) -> None:
     try:
         key.encode()
@@ -292,16 +319,16 @@ def _check_name(key: str) -> None:
         ) from error
 
 
+def _is_plain(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
         # A link that leads to itself.
         return False
-
-
-def _sort_name(entry: os.DirEntry[str]) -> str:
-    """The name in NFC; a folder as `name/`, as in git, so that a walk yields whole paths in order."""
-    name = entry.name
-    name = unicodedata.normalize("NFC", name)
-    return name + "/" if _is_folder(entry) else name
