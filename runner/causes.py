@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -83,6 +82,8 @@ def _ended(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
 
 def _diff(old: list[str], new: list[str]) -> tuple[str, ...]:
     lines: list[str] = []
+    import difflib
+
     for line in difflib.unified_diff(old, new, lineterm="", n=_CONTEXT_LINES):
         if line.startswith(("---", "+++")):
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from runner import causes, export, finish, index, inputs, ledger, plan, response_schema, results, rowtable
+from runner import causes, export, index, inputs, ledger, plan, response_schema, results, rowtable
 from runner import spec as specfile
 from runner.backends import Backend
 from runner.blobs.local import LocalBlobs
@@ -240,6 +240,8 @@ class Job:
 
         `overwrite` takes objects and tables of other owners over.
         """
+        from runner import finish
+
         assert self.state is not None
         with ExitStack() as held:
             written = export.write(
