@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 SCHEME = "bq://"
 _PROJECT = r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{3,28}[a-z0-9]"
@@ -31,8 +32,7 @@ _RESERVED = (
 MAX_COLUMNS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class TableName:
+class TableName(msgspec.Struct, frozen=True):
     """A table and where it is."""
 
     project: str

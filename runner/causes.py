@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
+
+import msgspec
 
 from runner.model import Action, Json, Plan
 from runner.specmodel import Spec
@@ -15,8 +16,7 @@ _CONTEXT_LINES = 1
 _NO_NEWLINE = "\\ no newline at the end"
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(msgspec.Struct, frozen=True):
     """A part of the spec that changed."""
 
     component: str

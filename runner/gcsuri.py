@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 SCHEME = "gs://"
 _BUCKET = r"[a-z0-9](?:[a-z0-9_-]{1,61}|[a-z0-9._-]{1,220})[a-z0-9]"
@@ -14,8 +15,7 @@ _OBJECT_BYTES = 1000
 """Longest name of an object of records: the failures beside it have one that is a little longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class GcsUri:
+class GcsUri(msgspec.Struct, frozen=True):
     """A bucket and what stands behind it, without slashes at its ends."""
 
     bucket: str

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from runner.model import Json
 
@@ -39,8 +40,7 @@ _FREE = frozenset(
 Step = str | int
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """Something that would fail the import of every request."""
 
     place: tuple[Step, ...]

@@ -67,8 +67,7 @@ class Row(msgspec.Struct, frozen=True):
     """SHA-256 of the input's bytes, hex; of a table's row, of its canonical JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
+class BadRow(msgspec.Struct, frozen=True):
     """An input that cannot become a request; never sent, free."""
 
     key: str
@@ -97,8 +96,7 @@ class Wanted(msgspec.Struct, frozen=True):
     request_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedShard:
+class PlannedShard(msgspec.Struct, frozen=True, kw_only=True):
     """Requests packed into one JSONL file, spooled on disk, ready to upload."""
 
     shard_id: str
@@ -216,8 +214,7 @@ class Action(enum.StrEnum):
     REMOVED = "removed"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One row of a plan."""
 
     action: Action
@@ -231,8 +228,7 @@ class Change:
     """Another key that wants the same request."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """Whose destinations are written, so that objects and tables of others stay as they are."""
 
     lineage: str = ""
@@ -267,8 +263,7 @@ class Export:
     """Destination path as in the spec -> (SHA-256 hex, byte size)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Basis:
+class Basis(msgspec.Struct, frozen=True, kw_only=True):
     """The state a plan was made from; equal bases give equal plans for equal inputs."""
 
     lineage: str = ""
@@ -280,8 +275,7 @@ class Basis:
     export: Export | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What an apply will do, and why. What is printed is what is executed."""
 
     basis: Basis
@@ -378,8 +372,7 @@ class Job:
     """`request`, `successful`, `failed`, `pending` as the service reports them; not to be trusted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
     """A file at the service."""
 
     name: str

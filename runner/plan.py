@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from msgspec import structs
 
 from runner import badrows, reexport, remedies, rowtable
@@ -61,14 +61,16 @@ class RowsUnreadable(InputUnreadable):
         self.count = count
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """Which rows a plan is narrowed to, and which of them run again whatever is stored."""
 
     target: Selector | None = None
     replace: Selector | None = None
     retry: str = "transient"
     """Failures taken up again: `none`, `transient` (those that may pass) or `all`."""
+
+
+EVERYTHING = Selection()
 
 
 def make(
@@ -84,7 +86,7 @@ def make(
     workspace: Path,
     destinations: Mapping[str, tuple[str, int] | None],
     trusted_before_ns: int,
-    selection: Selection = Selection(),
+    selection: Selection = EVERYTHING,
 ) -> tuple[Plan, list[tuple[str, Signature]]]:
     """The plan, and how unchanged inputs that had to be read look now.
 
@@ -132,7 +134,7 @@ class _Planner:
         self._writer = ShardWriter(workspace, spec.shards)
         self._prior = PriorRows(history)
         self._settled = history.settled
-        self._quick = self._settled and selection == Selection()
+        self._quick = self._settled and selection == EVERYTHING
         """Whether a row that looks as it did needs no further look."""
         self._retry_all = selection.retry == "all"
         open_classes = {*spec.failures.retry, *spec.failures.remedies}
@@ -453,7 +455,7 @@ class _Planner:
             prior_row_count=self._history.row_count,
             plan_id="",
         )
-        return replace(plan, plan_id=_plan_id(plan, self._hash.hexdigest()))
+        return structs.replace(plan, plan_id=_plan_id(plan, self._hash.hexdigest()))
 
     def close(self) -> None:
         self._spool.close()

@@ -13,8 +13,9 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from runner.errors import Diagnostic
 from runner.marks import Mark, Place, Source, source_of
@@ -25,13 +26,12 @@ MAX_BYTES = 4 * 1024 * 1024
 """Largest spec, prompt or schema file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """One file as values; `value` is None where it could not be read at all."""
 
     source: Source
     value: Json = None
-    marks: Mapping[Place, Mark] = field(default_factory=dict)
+    marks: Mapping[Place, Mark] = {}
     problems: tuple[Diagnostic, ...] = ()
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import yaml
 
 from runner.errors import Diagnostic
@@ -53,8 +53,7 @@ class _Loader(yaml.CSafeLoader):
     """Only its scanner and parser are used: values are made by `Reader`."""
 
 
-@dataclass(slots=True)
-class _Node:
+class _Node(msgspec.Struct):
     start: int
     end: int
     value: Json = None

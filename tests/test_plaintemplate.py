@@ -12,8 +12,8 @@ from runner.sandbox import CompiledTemplate
 PIECES = [
     "{{ input.text }}", "{{input.x}}", "{{ var.tone }}", "{{ env }}", "{{\tinput._9\t}}", "{{ input.if }}",
     "{{ input }}", "{{ other.x }}", "{{ input.a.b }}", "{{- input.x -}}", "{{ input.x|upper }}",
-    "{{ env.x }}", "{% raw %}", "{% endraw %}", "{# note #}", "{", "}", "{{", "}}", "%}", "#}", "{%", "{#", " ",
-    "\n", "\r\n", "text", "# x", "é😀", "\0", "\ud800", "'", '"', "\\",
+    "{{ env.x }}", "{% raw %}", "{% endraw %}", "{# note #}", "{", "}", "{{", "}}", "%}", "#}", "{%", "{#",
+    " ", "\n", "\r\n", "text", "# x", "é😀", "\0", "\ud800", "'", '"', "\\",
 ]  # fmt: skip
 
 

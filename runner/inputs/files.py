@@ -11,9 +11,10 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from pathlib import Path
+
+import msgspec
 
 from runner import globs
 from runner.errors import InputUnreadable
@@ -154,8 +155,7 @@ class _Never:
         return os.path.basename(path) in self.names and os.path.realpath(path) in self._paths
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Walk:
+class _Walk(msgspec.Struct, frozen=True, kw_only=True):
     source: int
     wanted: Callable[[str], object]
     excluded: list[re.Pattern[str]]
