@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from itertools import islice, repeat
 from typing import Any, Protocol
 
-from runner.model import Batch, Entry, Outcome, Stored
+from runner.model import Batch, Entry, Stored
 from runner.planspool import twice
 from runner.rowtable import Glance, KnownRow
-
-OK = str(Outcome.OK)
 
 
 class History(Protocol):
@@ -75,22 +74,24 @@ class PriorRows:
         """Rows that were taken from the cursor and not passed; the next is the last."""
         self._seen = bytearray(history.row_count)
 
-    def all_alike(self, batch: Batch, ordinal: int, components: str) -> bool:
-        """Pass inputs that all look as they did, from this ordinal on, under these components, with good
-        answers; False where one does not, and then none is passed.
+    def all_alike(
+        self, batch: Batch, ordinal: int, components: str, final: frozenset[str]
+    ) -> Mapping[str, int] | None:
+        """Pass inputs that all look as they did, from this ordinal on, under these components, with outcomes
+        that are `final`: how many there are of each. None where one does not, and then none is passed.
 
-        Compared as a whole, since nearly all rows of nearly all plans are such rows.
+        Compared as wholes, since nearly all rows of nearly all plans are such rows.
         """
         count = len(batch.keys)
         ahead = [*reversed(self._ahead), *islice(self._cursor, max(count - len(self._ahead), 0))]
-        ordinals = range(ordinal, ordinal + count)
-        looks = list(zip(ordinals, batch.keys, repeat(components), repeat(OK), batch.signatures))
-        if ahead != looks:
+        ordinals, outcomes = range(ordinal, ordinal + count), [glance[3] for glance in ahead]
+        looks = zip(ordinals, batch.keys, repeat(components), outcomes, batch.signatures)
+        if len(ahead) != count or not final.issuperset(outcomes) or ahead != list(looks):
             self._ahead = ahead[::-1]
-            return False
+            return None
         self._ahead.clear()
         self._seen[ordinal : ordinal + count] = b"\x01" * count
-        return True
+        return Counter(outcomes)
 
     def alike(self, entry: Entry, ordinal: int, components: str, final: Container[str]) -> str | None:
         """Pass one input that looks as it did, where its outcome is `final`: that outcome, None where not."""

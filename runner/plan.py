@@ -162,13 +162,16 @@ class _Planner:
         for one in found:
             if not self._quick or self._spool.begun:
                 yield from one if isinstance(one, Batch) else (one,)
-            elif not isinstance(one, Batch):
-                yield from self._unlike((one,))
-            elif self._prior.all_alike(one, self._ordinal, self._components_id):
-                self._settle(Outcome.OK, len(one.keys))
-                self._ordinal += len(one.keys)
-            else:
-                yield from self._unlike(one)
+                continue
+            passed = None
+            if isinstance(one, Batch):
+                passed = self._prior.all_alike(one, self._ordinal, self._components_id, self._final)
+            if passed is None:
+                yield from self._unlike(one if isinstance(one, Batch) else (one,))
+                continue
+            for outcome, count in passed.items():
+                self._settle(outcome, count)
+                self._ordinal += count
 
     def _unlike(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         for entry in entries:

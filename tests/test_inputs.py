@@ -346,13 +346,13 @@ def test_a_file_that_vanishes_within_a_batch_spoils_no_other(tmp_path: Path) -> 
 
 def test_a_walk_that_is_left_off_leaves_no_folder_open(tmp_path: Path) -> None:
     write(tmp_path, {"a/b/c/d.txt": "x", "a/b/c/e.txt": "y"})
-    before = os.listdir("/proc/self/fd")
+    before = os.listdir("/dev/fd")
     walk = inputs.found(make_spec(tmp_path))
     next(batch for batch in walk if list(batch))
-    assert len(os.listdir("/proc/self/fd")) > len(before)
+    assert len(os.listdir("/dev/fd")) > len(before)
     del walk
 
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert len(os.listdir("/dev/fd")) == len(before)
 
 
 def test_a_name_that_is_not_text_is_refused_or_made_text(tmp_path: Path) -> None:
