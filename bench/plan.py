@@ -52,6 +52,8 @@ def once(command, folder):
     """(wall seconds, user + system seconds, peak MB) of one process."""
     began = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(BENCH.parent)}
+    # As installed: modules are compiled once and not by every run.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     child = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 import msgspec
 
 from runner.model import Json
-from runner.repair import repaired
 
 MAX_DEPTH = 200
 """Levels of nesting of a value; what is deeper could be read here and not written elsewhere."""
@@ -62,6 +61,8 @@ def extract_json(text: str, *, repair: bool = False) -> tuple[Json, str] | None:
         value, end = found
         return None if _is_open(text, end) or _GOES_ON.match(text, end) else (value, "prose")
     if repair:
+        from runner.repair import repaired
+
         for candidate, in_prose in _candidates(text, [body for body, _ in fences]):
             value = repaired(candidate, in_prose=in_prose)
             if value is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from runner import gcsuri, importer, response_schema, shape
+from runner import gcsuri, response_schema, shape
 from runner.errors import Diagnostic
 from runner.marks import Place
 from runner.model import Json
@@ -28,8 +28,8 @@ _OF_VERTEX = {
 }
 """Settings of `vertex`, and what stands in for one that the spec does not have. The first two are read as
 google-genai reads them."""
-_PROJECT = re.compile(r"(?:[a-z0-9.-]+:)?[a-z0-9][a-z0-9-]{0,62}")
-_LOCATION = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_PROJECT = r"(?:[a-z0-9.-]+:)?[a-z0-9][a-z0-9-]{0,62}"
+_LOCATION = r"[a-z][a-z0-9-]{0,62}"
 _MAX_LABELS = 63
 """One of the 64 that a resource may have is gbrun's."""
 
@@ -142,9 +142,9 @@ def _vertex(tree: Tree, settings: dict[str, Any], environ: Mapping[str, str], *,
 
 def _wrong(key: str, text: str) -> tuple[str, str] | None:
     """What is wrong with a setting of Vertex, in words that follow its name, and what to do."""
-    if key == "project" and not _PROJECT.fullmatch(text):
+    if key == "project" and not re.fullmatch(_PROJECT, text):
         return "must be the id of a Google Cloud project", "gcloud projects list shows them"
-    if key == "location" and not _LOCATION.fullmatch(text):
+    if key == "location" and not re.fullmatch(_LOCATION, text):
         return "must be a location of Vertex AI", "such as us-central1, europe-west4, us, eu or global"
     if key == "staging_uri":
         try:
@@ -181,6 +181,8 @@ def _labels(tree: Tree) -> None:
 
 def check_importer(tree: Tree, spec: Spec) -> None:
     """Report what the importer of Vertex would not take of this spec's requests."""
+    from runner import importer
+
     for place, depth, value in _constants(spec):
         for problem in importer.problems(value, place, depth):
             key = isinstance(problem.place[-1], str)
@@ -189,6 +191,8 @@ def check_importer(tree: Tree, spec: Spec) -> None:
 
 def _constants(spec: Spec) -> Iterator[tuple[Place, int, Json]]:
     """What is the same in all requests: where it was written, how deep it stands in a line, its value."""
+    from runner import importer
+
     written: dict[str, Json] = {
         "generation_config": spec.generation_config,
         "tools": spec.tools,

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 SCHEME = "bq://"
-_PROJECT = re.compile(r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{3,28}[a-z0-9]")
-_DATASET = re.compile(r"[A-Za-z0-9_]{1,1024}")
+_PROJECT = r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{3,28}[a-z0-9]"
+_DATASET = r"[A-Za-z0-9_]{1,1024}"
 _TABLE_BYTES = 1024
 
-_COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,299}")
+_COLUMN = r"[A-Za-z_][A-Za-z0-9_]{0,299}"
 _RESERVED = (
     "_TABLE_",
     "_FILE_",
@@ -31,8 +32,7 @@ _RESERVED = (
 MAX_COLUMNS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class TableName:
+class TableName(msgspec.Struct, frozen=True):
     """A table and where it is."""
 
     project: str
@@ -52,11 +52,11 @@ def parse(text: str) -> TableName:
     if len(parts) != 3:
         raise ValueError("does not name project, dataset and table")
     project, dataset, table = parts
-    if not _PROJECT.fullmatch(project):
+    if not re.fullmatch(_PROJECT, project):
         raise ValueError(
             f"has no project id: {project!r} (6 to 30 characters: lower-case letters, digits, -)"
         )
-    if not _DATASET.fullmatch(dataset):
+    if not re.fullmatch(_DATASET, dataset):
         raise ValueError(f"has no dataset: {dataset!r} (letters, digits and _)")
     if not _is_table(table):
         raise ValueError(f"has no table: {table!r} (letters, digits, _ - and spaces, at most 1,024 bytes)")
@@ -80,7 +80,7 @@ def unusable_columns(names: Sequence[str]) -> str:
         return f"BigQuery takes at most {MAX_COLUMNS:,} columns; these are {len(names):,}"
     seen: dict[str, str] = {}
     for name in names:
-        if not _COLUMN.fullmatch(name) or name.upper().startswith(_RESERVED):
+        if not re.fullmatch(_COLUMN, name) or name.upper().startswith(_RESERVED):
             return f"a column of BigQuery cannot be called {name!a}"
         if name.lower() in seen:
             return f'BigQuery cannot tell the columns "{seen[name.lower()]}" and "{name}" apart'

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
+
+import msgspec
 
 from runner.model import Action, Json, Plan
 from runner.specmodel import Spec
@@ -16,8 +16,7 @@ _CONTEXT_LINES = 1
 _NO_NEWLINE = "\\ no newline at the end"
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(msgspec.Struct, frozen=True):
     """A part of the spec that changed."""
 
     component: str
@@ -83,6 +82,8 @@ def _ended(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
 
 def _diff(old: list[str], new: list[str]) -> tuple[str, ...]:
     lines: list[str] = []
+    import difflib
+
     for line in difflib.unified_diff(old, new, lineterm="", n=_CONTEXT_LINES):
         if line.startswith(("---", "+++")):
             continue

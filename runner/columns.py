@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from runner.model import Json
 from runner.recordtypes import JSON, KEY, META, NOTES, STRING, WHOLE, Type, of_record
@@ -23,8 +24,7 @@ class BadPath(ValueError):
     """Not a JSONPath; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selector:
+class Selector(msgspec.Struct, frozen=True):
     """A JSONPath, compiled."""
 
     steps: Steps | None
@@ -49,8 +49,7 @@ class Selector:
             raise ValueError(f"{self.query} cannot be evaluated: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class TypedColumn:
+class TypedColumn(msgspec.Struct, frozen=True):
     """A column of a table."""
 
     name: str
@@ -58,8 +57,7 @@ class TypedColumn:
     selector: Selector
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """The columns of a destination, known before the first record."""
 
     columns: tuple[TypedColumn, ...]

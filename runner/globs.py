@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -111,6 +110,8 @@ class Selector:
         """Raises UsageInvalid for a pattern that picked nothing."""
         for text, _ in self._patterns:
             if text not in self._used:
+                import difflib
+
                 hint = "gbrun plan SPEC -v prints the keys"
                 near = difflib.get_close_matches(text, self._near, n=1, cutoff=0.5)
                 if near:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
+from itertools import islice, repeat
 from typing import Any, Protocol
 
-from runner.model import Entry, Outcome, Stored
+from runner.model import Batch, Entry, Stored
 from runner.planspool import twice
 from runner.rowtable import Glance, KnownRow
-
-OK = str(Outcome.OK)
 
 
 class History(Protocol):
@@ -71,42 +70,49 @@ class PriorRows:
     def __init__(self, history: History) -> None:
         self._history = history
         self._cursor = history.glances()
-        self._head = next(self._cursor, None)
+        self._ahead: list[Glance] = []
+        """Rows that were taken from the cursor and not passed; the next is the last."""
         self._seen = bytearray(history.row_count)
 
-    def pass_alike(
-        self, entries: Iterator[Entry], ordinal: int, components: str, final: Container[str]
-    ) -> tuple[Entry | None, int, Counter[str]]:
-        """Pass the inputs that look as they did under these components, with an outcome that is `final`.
+    def all_alike(
+        self, batch: Batch, ordinal: int, components: str, final: frozenset[str]
+    ) -> Mapping[str, int] | None:
+        """Pass inputs that all look as they did, from this ordinal on, under these components, with outcomes
+        that are `final`: how many there are of each. None where one does not, and then none is passed.
 
-        The first that does not (None at the end), the ordinal it gets, and how many rows were passed per
-        outcome.
+        Compared as wholes, since nearly all rows of nearly all plans are such rows.
         """
-        cursor, head = self._cursor, self._head
-        first, closer = ordinal, None
-        passed: Counter[str] = Counter()
-        ok = 0
-        for entry in entries:
-            if (
-                head is None
-                or head[1] != entry.key
-                or head[4] != entry.signature
-                or head[0] != ordinal
-                or head[2] != components
-                or head[3] not in final
-            ):
-                closer = entry
-                break
-            if head[3] == OK:
-                ok += 1
-            else:
-                passed[head[3]] += 1
-            head = next(cursor, None)
-            ordinal += 1
-        passed[OK] += ok
-        self._seen[first:ordinal] = b"\x01" * (ordinal - first)
-        self._head = head
-        return closer, ordinal, passed
+        count = len(batch.keys)
+        ahead = [*reversed(self._ahead), *islice(self._cursor, max(count - len(self._ahead), 0))]
+        ordinals, outcomes = range(ordinal, ordinal + count), [glance[3] for glance in ahead]
+        looks = zip(ordinals, batch.keys, repeat(components), outcomes, batch.signatures)
+        if len(ahead) != count or not final.issuperset(outcomes) or ahead != list(looks):
+            self._ahead = ahead[::-1]
+            return None
+        self._ahead.clear()
+        self._seen[ordinal : ordinal + count] = b"\x01" * count
+        return Counter(outcomes)
+
+    def alike(self, entry: Entry, ordinal: int, components: str, final: Container[str]) -> str | None:
+        """Pass one input that looks as it did, where its outcome is `final`: that outcome, None where not."""
+        head = self._head()
+        if (
+            head is None
+            or head[1] != entry.key
+            or head[4] != entry.signature
+            or head[0] != ordinal
+            or head[2] != components
+            or head[3] not in final
+        ):
+            return None
+        self._ahead.pop()
+        self._seen[ordinal] = 1
+        return head[3]
+
+    def _head(self) -> Glance | None:
+        if not self._ahead:
+            self._ahead.extend(islice(self._cursor, 1))
+        return self._ahead[-1] if self._ahead else None
 
     def match(self, key: str) -> KnownRow | None:
         """The row of this key. Rows usually come in the order they had, so look there first.
@@ -116,12 +122,12 @@ class PriorRows:
         found = self._history.row(key) if self._seen else None
         if found is None:
             return None
-        head = self._head
+        head = self._head()
         if head is not None and found.ordinal == head[0]:
-            self._head = next(self._cursor, None)
+            self._ahead.pop()
         elif head is not None and found.ordinal > head[0]:
             self._cursor = self._history.glances(found.ordinal + 1)
-            self._head = next(self._cursor, None)
+            self._ahead.clear()
         if self._seen[found.ordinal]:
             raise twice(key)
         self._seen[found.ordinal] = 1

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from runner.model import Json
 
 MAX_DEPTH = 15
 """Objects inside each other, `request` being the first."""
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,299}")
+_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,299}"
 _EMPTY_IS_ABSENT = frozenset(
     {
         "generationConfig", "generation_config", "thinkingConfig", "thinking_config", "toolConfig",
@@ -39,8 +40,7 @@ _FREE = frozenset(
 Step = str | int
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """Something that would fail the import of every request."""
 
     place: tuple[Step, ...]
@@ -118,7 +118,7 @@ def _object(
         hint = "give it a setting, or run the job on `backend: gemini`"
         yield Problem(place, what, hint)
     for key, item in value.items():
-        if not _NAME.fullmatch(key):
+        if not re.fullmatch(_NAME, key):
             message = f'"{key}" cannot be the name of a column, which it becomes on Vertex'
             hint = "letters, digits and `_`, beginning with a letter"
             yield Problem((*place, key), message, hint)

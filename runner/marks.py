@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from runner.errors import Diagnostic
 
@@ -15,8 +16,7 @@ Place = tuple[str | int, ...]
 _NEWLINE = re.compile("\r\n|\n|\r")
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """A file that was read."""
 
     path: str
@@ -54,8 +54,7 @@ def source_of(text: str, path: str) -> Source:
     return Source(path, tuple(_NEWLINE.split(text)), starts)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
     """Where a value stands, and the key in front of it. Lines and columns are 1-based."""
 
     source: Source

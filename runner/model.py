@@ -7,7 +7,7 @@ Units stand in names: `byte_count`, `timeout_s`. Times are UTC seconds since the
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ BYTES_PER_TOKEN = 3
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One input found, not yet read. Made fast, because there is one per file of a walk."""
+    """One input found, not yet read. Made fast, because there is one per file of a first plan."""
 
     key: str
     """Stable name, NFC, with `/`."""
@@ -40,6 +40,23 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """The row, where finding it is reading it."""
 
 
+class Batch(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Files of one folder in the order of their keys, in columns: what compares them never looks at one."""
+
+    source: int
+    """Index into `Spec.inputs`."""
+    folder: str
+    """Where they lie; their path is this, `/` and their name."""
+    names: Sequence[str]
+    keys: Sequence[str]
+    signatures: Sequence[tuple[int, int, int, int] | None]
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The files one by one."""
+        for name, key, signature in zip(self.names, self.keys, self.signatures, strict=True):
+            yield Entry(key, self.source, f"{self.folder}/{name}", signature)
+
+
 class Row(msgspec.Struct, frozen=True):
     """One input, read."""
 
@@ -50,8 +67,7 @@ class Row(msgspec.Struct, frozen=True):
     """SHA-256 of the input's bytes, hex; of a table's row, of its canonical JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
+class BadRow(msgspec.Struct, frozen=True):
     """An input that cannot become a request; never sent, free."""
 
     key: str
@@ -80,8 +96,7 @@ class Wanted(msgspec.Struct, frozen=True):
     request_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedShard:
+class PlannedShard(msgspec.Struct, frozen=True, kw_only=True):
     """Requests packed into one JSONL file, spooled on disk, ready to upload."""
 
     shard_id: str
@@ -199,8 +214,7 @@ class Action(enum.StrEnum):
     REMOVED = "removed"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One row of a plan."""
 
     action: Action
@@ -214,8 +228,7 @@ class Change:
     """Another key that wants the same request."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """Whose destinations are written, so that objects and tables of others stay as they are."""
 
     lineage: str = ""
@@ -250,8 +263,7 @@ class Export:
     """Destination path as in the spec -> (SHA-256 hex, byte size)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Basis:
+class Basis(msgspec.Struct, frozen=True, kw_only=True):
     """The state a plan was made from; equal bases give equal plans for equal inputs."""
 
     lineage: str = ""
@@ -263,8 +275,7 @@ class Basis:
     export: Export | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What an apply will do, and why. What is printed is what is executed."""
 
     basis: Basis
@@ -361,8 +372,7 @@ class Job:
     """`request`, `successful`, `failed`, `pending` as the service reports them; not to be trusted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
     """A file at the service."""
 
     name: str

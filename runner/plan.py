@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from msgspec import structs
 
 from runner import badrows, reexport, remedies, rowtable
 from runner.errors import Diagnostic, InputUnreadable
 from runner.globs import Selector
 from runner.history import History, PriorRows
-from runner.model import Action, BadRow, Basis, Change, Entry, Outcome, Plan, Request, Row, Wanted
+from runner.model import Action, BadRow, Basis, Batch, Change, Entry, Outcome, Plan, Request, Row, Wanted
 from runner.planspool import PlanSpool
 from runner.remedies import Aim
 from runner.render import digest
@@ -61,8 +61,7 @@ class RowsUnreadable(InputUnreadable):
         self.count = count
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """Which rows a plan is narrowed to, and which of them run again whatever is stored."""
 
     target: Selector | None = None
@@ -71,20 +70,23 @@ class Selection:
     """Failures taken up again: `none`, `transient` (those that may pass) or `all`."""
 
 
+EVERYTHING = Selection()
+
+
 def make(
     spec: Spec,
     *,
     basis: Basis,
     spec_digest: str,
     judge_digest: str,
-    entries: Iterable[Entry],
+    entries: Iterable[Entry | Batch],
     read: Callable[[Entry], Row | BadRow],
     renderer: Rendering,
     history: History,
     workspace: Path,
     destinations: Mapping[str, tuple[str, int] | None],
     trusted_before_ns: int,
-    selection: Selection = Selection(),
+    selection: Selection = EVERYTHING,
 ) -> tuple[Plan, list[tuple[str, Signature]]]:
     """The plan, and how unchanged inputs that had to be read look now.
 
@@ -97,8 +99,7 @@ def make(
     """
     planner = _Planner(spec, renderer, history, workspace, read, selection, trusted_before_ns)
     try:
-        found = iter(entries)
-        while (entry := planner.pass_unchanged(found)) is not None:
+        for entry in planner.unlike(entries):
             planner.add(entry)
         planner.finish_rows()
         return planner.plan(basis, spec_digest, judge_digest, destinations), planner.signatures
@@ -133,7 +134,7 @@ class _Planner:
         self._writer = ShardWriter(workspace, spec.shards)
         self._prior = PriorRows(history)
         self._settled = history.settled
-        self._quick = self._settled and selection == Selection()
+        self._quick = self._settled and selection == EVERYTHING
         """Whether a row that looks as it did needs no further look."""
         self._retry_all = selection.retry == "all"
         open_classes = {*spec.failures.retry, *spec.failures.remedies}
@@ -152,20 +153,36 @@ class _Planner:
 
     # ------------------------------------------------------------ one row
 
-    def pass_unchanged(self, entries: Iterator[Entry]) -> Entry | None:
-        """Pass the inputs that look as they did, where nothing else can have changed for them; the
-        first that needs a closer look, None at the end.
+    def unlike(self, found: Iterable[Entry | Batch]) -> Iterator[Entry]:
+        """The inputs that need a closer look; passed are those that look as they did, where nothing else can
+        have changed for them.
 
         Most rows of most plans end here: nothing is read, looked up or written down.
         """
-        if not self._quick or self._spool.begun:
-            return next(entries, None)
-        closer, self._ordinal, passed = self._prior.pass_alike(
-            entries, self._ordinal, self._components_id, self._final
-        )
-        for outcome, count in passed.items():
-            self._settle(outcome, count)
-        return closer
+        for one in found:
+            if not self._quick or self._spool.begun:
+                yield from one if isinstance(one, Batch) else (one,)
+                continue
+            passed = None
+            if isinstance(one, Batch):
+                passed = self._prior.all_alike(one, self._ordinal, self._components_id, self._final)
+            if passed is None:
+                yield from self._unlike(one if isinstance(one, Batch) else (one,))
+                continue
+            for outcome, count in passed.items():
+                self._settle(outcome, count)
+                self._ordinal += count
+
+    def _unlike(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            outcome = None
+            if not self._spool.begun:
+                outcome = self._prior.alike(entry, self._ordinal, self._components_id, self._final)
+            if outcome is None:
+                yield entry
+            else:
+                self._settle(outcome)
+                self._ordinal += 1
 
     def add(self, entry: Entry) -> None:
         prior = self._prior.match(entry.key)
@@ -441,7 +458,7 @@ class _Planner:
             prior_row_count=self._history.row_count,
             plan_id="",
         )
-        return replace(plan, plan_id=_plan_id(plan, self._hash.hexdigest()))
+        return structs.replace(plan, plan_id=_plan_id(plan, self._hash.hexdigest()))
 
     def close(self) -> None:
         self._spool.close()

@@ -15,7 +15,7 @@ from typing import Any
 from runner.model import Json
 from runner.shape import suggest
 
-_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_NAME = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
 
 
 class Unusable(Exception):
@@ -35,7 +35,7 @@ def schema(name: str, folder: str) -> dict[str, Json]:
     Raises:
         Unusable: the name has another form, the module cannot be imported, or it has no such model.
     """
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise Unusable(f'a model is named like "package.module:Model"; this is "{name}"')
     module_name, _, path = name.partition(":")
     with _importing(folder, module_name.partition(".")[0]):

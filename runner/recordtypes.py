@@ -6,8 +6,9 @@ What has no clear type is `json`: written as JSON text wherever values have type
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
+
+import msgspec
 
 from runner.model import Json
 from runner.specmodel import Spec
@@ -19,8 +20,7 @@ MAX_SCHEMAS = 10_000
 """Parts of a schema that are looked at, each reference followed anew: what lies beyond is `json`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Type:
+class Type(msgspec.Struct, frozen=True):
     """What a value may be, besides null."""
 
     kind: str

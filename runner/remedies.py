@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+import msgspec
 import orjson
 
 from runner.model import Json, Stored
@@ -21,8 +21,7 @@ _VERSION = 1
 """Part of every id."""
 
 
-@dataclass(frozen=True, slots=True)
-class Remedy:
+class Remedy(msgspec.Struct, frozen=True):
     """A request that stands for another."""
 
     request_id: str
@@ -30,8 +29,7 @@ class Remedy:
     """What differs from the first request: names of generationConfig, as sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Aim:
+class Aim(msgspec.Struct, frozen=True):
     """The request that a row's address leads to, after all remedies."""
 
     request_id: str

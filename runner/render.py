@@ -7,17 +7,17 @@ a row.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from runner import importer, response_schema
+from runner import plaintemplate, response_schema
 from runner.model import BadRow, Json, Request, Row
-from runner.sandbox import CompiledTemplate, Fields, TemplateFailed
 from runner.sealing import sealed
 from runner.specmodel import DEFAULT_ENV, Spec
 
@@ -54,7 +54,7 @@ class Renderer:
     """Turns rows into requests for one spec. Holds compiled templates; one thread only."""
 
     def __init__(self, spec: Spec) -> None:
-        """Compile the templates and everything of the request that is the same for all rows.
+        """Make everything of the request that is the same for all rows.
 
         Raises TemplateFailed for a template that does not compile.
         """
@@ -64,12 +64,13 @@ class Renderer:
         self._is_vertex = spec.backend.protocol == "vertex"
         written = {"prompt": spec.prompt, "system": spec.system_instruction, "title": spec.title}
         used = {name: template for name, template in written.items() if template is not None}
-        self._templates = [(template, CompiledTemplate(template.text)) for template in used.values()]
-        self._variables = Fields("var", spec.variables)
+        self._templates = list(used.values())
         holes = [_Hole(name) for name in used]
         identity, body = self._embedding() if spec.task == "embed_content" else self._generating()
         body = _merged(_present(body), spec.extra_body)
         if self._is_vertex:
+            from runner import importer
+
             body = importer.rewritten(body)
         self._line = _Skeleton({"key": _Hole("key"), "request": body}, [_Hole("key"), *holes], newline=True)
         # Sample 0 is the request of a spec without samples: asking for more keeps what there is.
@@ -80,22 +81,37 @@ class Renderer:
 
     def requests(self, row: Row) -> tuple[Request, ...] | BadRow:
         """The requests of a row, one per sample, or why it cannot have any (its data breaks a template)."""
-        env = self._spec.env or DEFAULT_ENV
-        values = {"input": Fields("input", row.fields), "var": self._variables, "env": env}
-        texts = []
-        for template, compiled in self._templates:
-            try:
-                texts.append(orjson.dumps(compiled.render(values)))
-            except TemplateFailed as error:
-                line = template.line + max(error.line, 1) - 1
-                return BadRow(row.key, "template", error.message, template.path, line)
-            except orjson.JSONEncodeError:
-                return BadRow(row.key, "surrogate", "holds a lone surrogate, which is not text")
+        texts = self._texts(row)
+        if isinstance(texts, BadRow):
+            return texts
         made = []
         for identity in self._identities:
             request_id = "r" + hashlib.sha256(identity.fill(*texts)).hexdigest()[:32]
             made.append(Request(request_id, self._line.fill(request_id.encode(), *texts)))
         return tuple(made)
+
+    @functools.cached_property
+    def _texts(self) -> Callable[[Row], list[bytes] | BadRow]:
+        """What renders the templates for a row, as JSON strings. Jinja is loaded by the first row."""
+        from runner.sandbox import CompiledTemplate, Fields, TemplateFailed
+
+        templates = [(template, CompiledTemplate(template.text)) for template in self._templates]
+        variables, env = Fields("var", self._spec.variables), self._spec.env or DEFAULT_ENV
+
+        def texts(row: Row) -> list[bytes] | BadRow:
+            values = {"input": Fields("input", row.fields), "var": variables, "env": env}
+            made = []
+            for template, compiled in templates:
+                try:
+                    made.append(orjson.dumps(compiled.render(values)))
+                except TemplateFailed as error:
+                    line = template.line + max(error.line, 1) - 1
+                    return BadRow(row.key, "template", error.message, template.path, line)
+                except orjson.JSONEncodeError:
+                    return BadRow(row.key, "surrogate", "holds a lone surrogate, which is not text")
+            return made
+
+        return texts
 
     def _generating(self) -> tuple[dict[str, Json], dict[str, Json]]:
         """What a request to generate content is told apart by, and what is sent; with holes for texts."""
@@ -164,7 +180,7 @@ class Renderer:
 
     def _components(self) -> Mapping[str, str]:
         spec = self._spec
-        used = frozenset[tuple[str, str]]().union(*(compiled.names for _, compiled in self._templates))
+        used = frozenset[tuple[str, str]]().union(*(_names(template.text) for template in self._templates))
         values = {
             "model": spec.model,
             "prompt": spec.prompt.text,
@@ -207,6 +223,16 @@ def sealed_spec(spec: Spec) -> Spec:
 def secrets_of(spec: Spec) -> dict[str, str]:
     """Sensitive values by variable name."""
     return {name: str(spec.variables[name]) for name in sorted(spec.sensitive & spec.variables.keys())}
+
+
+def _names(text: str) -> frozenset[tuple[str, str]]:
+    """What a template reads. Raises TemplateFailed where it does not compile."""
+    plain = plaintemplate.names(text)
+    if plain is not None:
+        return plain
+    from runner.sandbox import CompiledTemplate
+
+    return CompiledTemplate(text).names
 
 
 class _Hole(str):

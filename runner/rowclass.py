@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from runner.model import Action, Outcome, Stored, Wanted
 from runner.render import COMPONENTS
 from runner.specmodel import Failures
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What becomes of a row: the action, its reasons, and the requests to send for it."""
 
     action: Action

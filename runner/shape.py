@@ -4,7 +4,6 @@ reading that schema.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -67,6 +66,8 @@ def did_you_mean(word: str) -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """`did you mean "x"?` for the nearest known word, or an empty text."""
+    import difflib
+
     options = list(known)
     snake = re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", word).lower().replace("-", "_")
     for candidate in (snake, word):

@@ -12,10 +12,12 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import orjson
+from msgspec import Struct, structs
 
 from runner import (
     backendspec,
@@ -333,7 +335,7 @@ _ADDED: tuple[tuple[tuple[str, ...], Json], ...] = (
     (("embed_content_config",), {}),
     (("title",), None),
     (("normalize",), False),
-    (("samples",), asdict(Samples())),
+    (("samples",), structs.asdict(Samples())),
     (("failures", "retry"), Failures().retry),
     (("failures", "remedies"), {}),
     (("failures", "repair"), False),
@@ -348,9 +350,11 @@ def resolved(spec: Spec) -> dict[str, Json]:
     stands in its place, salted with the spec's and the variable's name.
     """
     folder = str(spec.folder)
-    values = asdict(replace(spec, origin=None))
+    values = {
+        field.name: _plain(getattr(spec, field.name)) for field in fields(spec) if field.name != "origin"
+    }
     # Where the spec and its state lie is this machine's affair; `dimensions` follows from the rest.
-    for key in ("path", "named", "lines", "state", "state_uri", "sensitive", "origin", "dimensions"):
+    for key in ("path", "named", "lines", "state", "state_uri", "sensitive", "dimensions"):
         del values[key]
     for place, default in _ADDED:
         # Where a key of a later version is left out, the digest stays what it was.
@@ -380,6 +384,17 @@ def resolved(spec: Spec) -> dict[str, Json]:
     plain: dict[str, Json] = sealed(values, secrets, spec.name)
     plain["variables"].update({name: seal(name, secret, spec.name) for name, secret in secrets.items()})
     return plain
+
+
+def _plain(value: Any) -> Json:
+    """A copy of a part of a spec, with objects as mappings."""
+    if isinstance(value, Struct):
+        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return list(map(_plain, value)) if isinstance(value, list) else value
 
 
 def _portable(path: str, folder: str) -> str:

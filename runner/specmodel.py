@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from runner import bqtable, gcsuri
 from runner.gcsuri import GcsUri
 from runner.model import Json
@@ -17,8 +19,7 @@ if TYPE_CHECKING:
     from runner.marks import Mark, Place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Template:
+class Template(msgspec.Struct, frozen=True, kw_only=True):
     """A Jinja template and the place where the user wrote it."""
 
     text: str
@@ -30,8 +31,7 @@ class Template:
     """1-based column of `path` at which each line of `text` begins."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilesSource:
+class FilesSource(msgspec.Struct, frozen=True, kw_only=True):
     """Files found by a glob below the spec's folder."""
 
     glob: str
@@ -41,8 +41,7 @@ class FilesSource:
     """`fail` stops the plan, `skip` reports the row as `bad_input`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BigQuerySource:
+class BigQuerySource(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of a table in BigQuery, or of what a query gives; one of the two is empty."""
 
     id: Template
@@ -58,8 +57,7 @@ class BigQuerySource:
 Source = FilesSource | BigQuerySource
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendSpec:
+class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Which service, and how patiently to talk to it."""
 
     type: str
@@ -92,24 +90,21 @@ class BackendSpec:
         return self.like if self.type == "local" else self.type
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardLimits:
+class ShardLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one JSONL file may hold."""
 
     max_requests: int
     max_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guards:
+class Guards(msgspec.Struct, frozen=True, kw_only=True):
     """Rules that stop a run before it spends or removes."""
 
     min_rows: int = 1
     max_removed_ratio: float = 0.2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failures:
+class Failures(msgspec.Struct, frozen=True, kw_only=True):
     """How many failures are accepted, and how often a request is tried."""
 
     max_ratio: float = 0.0
@@ -117,14 +112,13 @@ class Failures:
     """Finished jobs per request."""
     retry: tuple[str, ...] = ("transient", "missing")
     """Outcome classes that are sent again as they were."""
-    remedies: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    remedies: Mapping[str, Mapping[str, Json]] = {}
     """Outcome class -> settings of generation_config to send it again with; `x2` is a factor."""
     repair: bool = False
     """Whether JSON that is not quite JSON is mended by a library."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
+class Samples(msgspec.Struct, frozen=True, kw_only=True):
     """How many answers per row, and what becomes of them."""
 
     count: int = 1
@@ -139,8 +133,7 @@ class Samples:
         return self.count if self.min_ok is None else self.min_ok
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class Column(msgspec.Struct, frozen=True, kw_only=True):
     """One column of a destination, as the spec names it."""
 
     name: str
@@ -148,8 +141,7 @@ class Column:
     """The JSONPath (RFC 9535) over the record that gives its values."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Destination:
+class Destination(msgspec.Struct, frozen=True, kw_only=True):
     """One file, object or table that the records go to."""
 
     path: str
@@ -195,8 +187,7 @@ DEFAULT_ENV = "default"
 """What `${env}` and `env` in templates are where no environment is chosen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(msgspec.Struct, frozen=True):
     """The variables that a spec was loaded with."""
 
     values: Mapping[str, Json]
@@ -209,8 +200,7 @@ class Values:
     """(file, line) of what was written for a sensitive variable."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Where the values of a loaded spec were written."""
 
     marks: Mapping[Place, Mark]
@@ -266,14 +256,14 @@ class Spec:
     sensitive: frozenset[str] = frozenset()
     """Names of variables whose values are never printed or stored."""
     output_schema: Mapping[str, Json] | None = None
-    samples: Samples = Samples()
+    samples: Samples = field(default_factory=Samples)
     destinations: tuple[Destination, ...]
     shards: ShardLimits
     max_jobs: int = 10
     max_enqueued_tokens: int | None = None
     """Estimated input tokens of all jobs in flight, None for no limit."""
-    guards: Guards = Guards()
-    failures: Failures = Failures()
+    guards: Guards = field(default_factory=Guards)
+    failures: Failures = field(default_factory=Failures)
     cleanup: str = "inputs"
     """`inputs`, `all` or `keep`."""
     prevent_destroy: bool = False

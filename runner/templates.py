@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from runner import plaintemplate
 from runner.errors import Diagnostic
 from runner.marks import Mark, Place, Source, where
 from runner.specmodel import Template
@@ -117,7 +118,9 @@ def locate(template: Template, source: Source, line: int, **rest: Any) -> Diagno
 
 
 def _parse(tree: Tree, place: Place, template: Template, source: Source) -> None:
-    # Jinja takes 60 ms to import, and --help needs none of it.
+    if plaintemplate.names(template.text) is not None:
+        return
+    # Jinja takes 60 ms to import, and neither --help nor a simple template needs any of it.
     import jinja2
     from jinja2 import nodes
 

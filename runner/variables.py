@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import orjson
 
 from runner.errors import Diagnostic
@@ -24,9 +25,9 @@ from runner.yamlfile import Document
 PREFIX = "GBRUN_VAR_"
 
 _UNSET = object()
-_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?\Z")
-_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)\Z")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?\Z"
+_INTEGER = r"-?(?:0|[1-9][0-9]*)\Z"
+_SURROGATE = "[\ud800-\udfff]"
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _TEMPLATES = ("prompt", "system_instruction")
 _NOT_FILLED = ("version", "variables", "environments", "extends")
@@ -41,8 +42,7 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Variable:
+class _Variable(msgspec.Struct, frozen=True):
     name: str
     type: str
     default: Any
@@ -237,7 +237,7 @@ def _fits(kind: str, value: Json) -> bool:
 def _converted(kind: str, text: str) -> Any:
     """The text as a value of the type, or _UNSET."""
     # Bytes of the shell that are no UTF-8 arrive as half surrogates, which no request can hold.
-    if _SURROGATE.search(text):
+    if re.search(_SURROGATE, text):
         return _UNSET
     if kind == "string":
         return text
@@ -251,9 +251,9 @@ def _converted(kind: str, text: str) -> Any:
         return value if _fits("list", value) else _UNSET
     if kind == "boolean":
         return {"true": True, "false": False}.get(text, _UNSET)
-    if (_INTEGER if kind == "integer" else _NUMBER).match(text) is None or len(text) > 40:
+    if re.match(_INTEGER if kind == "integer" else _NUMBER, text) is None or len(text) > 40:
         return _UNSET
-    value = int(text) if _INTEGER.match(text) else float(text)
+    value = int(text) if re.match(_INTEGER, text) else float(text)
     fits = abs(value) < 1 << 63 if isinstance(value, int) else abs(value) != float("inf")
     return value if fits else _UNSET
 

@@ -13,8 +13,9 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from runner.errors import Diagnostic
 from runner.marks import Mark, Place, Source, source_of
@@ -25,13 +26,12 @@ MAX_BYTES = 4 * 1024 * 1024
 """Largest spec, prompt or schema file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """One file as values; `value` is None where it could not be read at all."""
 
     source: Source
     value: Json = None
-    marks: Mapping[Place, Mark] = field(default_factory=dict)
+    marks: Mapping[Place, Mark] = {}
     problems: tuple[Diagnostic, ...] = ()
 
 
@@ -132,14 +132,14 @@ def parse_json(data: bytes, shown: str) -> Document:
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         return Document(source, problems=(source.diagnostic(0, "GB018", f"not JSON: {reason}"),))
-    alone = _SURROGATE.search(_SURROGATES.sub(lambda pair: pair[1] + " " * 12, text))
+    alone = re.search(_SURROGATE, re.sub(_SURROGATES, lambda pair: pair[1] + " " * 12, text))
     if alone is not None:
         message = f"{alone[2]} is half of a surrogate pair: no character"
         found = source.diagnostic(alone.start(2), "GB018", message, length=6)
         return Document(source, problems=(found,))
     # JSON is YAML but for surrogate pairs, which the YAML scanner refuses: written as one character
     # they cost a few columns on their line, and the value is taken from the JSON parser anyway.
-    joined = _SURROGATES.sub(lambda pair: pair[1] + json.loads(f'"{pair[2]}"'), text)
+    joined = re.sub(_SURROGATES, lambda pair: pair[1] + json.loads(f'"{pair[2]}"'), text)
     document = parse(joined.encode(), shown)
     known = [found for found in document.problems if found.code in _JSON_PROBLEMS]
     if known:
@@ -151,8 +151,8 @@ def parse_json(data: bytes, shown: str) -> Document:
 _CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _CONFLICT = re.compile(r"(?:<{7}|={7}|>{7})(?: |$)")
 _ESCAPE = r"(?<!\\)((?:\\\\)*)"
-_SURROGATES = re.compile(_ESCAPE + r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
-_SURROGATE = re.compile(_ESCAPE + r"(\\u[dD][89a-fA-F][0-9a-fA-F]{2})")
+_SURROGATES = _ESCAPE + r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+_SURROGATE = _ESCAPE + r"(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 _JSON_PROBLEMS = ("GB004", "GB009", "GB011", "GB012", "GB013", "GB017")
 
 

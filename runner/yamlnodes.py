@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import yaml
 
 from runner.errors import Diagnostic
@@ -26,10 +26,10 @@ _QUOTE_IT = "write it in quotes"
 _TAG = "tag:yaml.org,2002:"
 
 # A leading zero is kept as text: post codes, file modes and account numbers are not numbers.
-_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z")
-_BASED = re.compile(r"0o[0-7]+\Z|0x[0-9a-fA-F]+\Z")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
-_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z")
+_INTEGER = r"[-+]?(?:0|[1-9][0-9]*)\Z"
+_BASED = r"0o[0-7]+\Z|0x[0-9a-fA-F]+\Z"
+_FLOAT = r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"
+_NOT_FINITE = r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z"
 _WORDS: dict[str, Json] = {
     "": None,
     "~": None,
@@ -53,8 +53,7 @@ class _Loader(yaml.CSafeLoader):
     """Only its scanner and parser are used: values are made by `Reader`."""
 
 
-@dataclass(slots=True)
-class _Node:
+class _Node(msgspec.Struct):
     start: int
     end: int
     value: Json = None
@@ -210,7 +209,7 @@ class Reader:
     def _plain(self, text: str, start: int, end: int) -> Json:
         if text in _WORDS:
             return _WORDS[text]
-        if _INTEGER.match(text) or _BASED.match(text):
+        if re.match(_INTEGER, text) or re.match(_BASED, text):
             base = {"0o": 8, "0x": 16}.get(text[:2], 10)
             # Longer than any number JSON readers keep: not even worth converting.
             value = int(text, base) if len(text) < 64 else 1 << 64
@@ -219,14 +218,14 @@ class Reader:
                     "GB017", start, end - start, f"{text[:40]} does not fit 64 bits", "write it in quotes"
                 )
             return value
-        if _FLOAT.match(text):
+        if re.match(_FLOAT, text):
             number = float(text)
             if abs(number) == float("inf"):
                 self._add(
                     "GB017", start, end - start, f"{text[:40]} is too large a number", "write it in quotes"
                 )
             return number
-        if _NOT_FINITE.match(text):
+        if re.match(_NOT_FINITE, text):
             self._add("GB017", start, end - start, f"{text} is not a number that JSON can hold")
         return text
 

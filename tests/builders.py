@@ -18,6 +18,7 @@ from runner.model import (
     AttemptState,
     BadRow,
     Basis,
+    Batch,
     Entry,
     Export,
     Job,
@@ -152,6 +153,18 @@ def error_line(key: str, code: int, message: str = "it broke") -> bytes:
 # ---------------------------------------------------------------- a state that plans are made from
 
 
+def _found(
+    keys: list[str], signatures: Mapping[str, tuple[int, int, int, int]], batch: int
+) -> Iterator[Entry | Batch]:
+    if not batch:
+        yield from (Entry(key, 0, key, signatures.get(key)) for key in keys)
+        return
+    for at in range(0, len(keys), batch):
+        some = keys[at : at + batch]
+        signed = [signatures.get(key) for key in some]
+        yield Batch(source=0, folder="", names=some, keys=some, signatures=signed)
+
+
 class Past:
     """A state in memory: plans documents against it, and stores what an apply would leave behind."""
 
@@ -177,8 +190,9 @@ class Past:
         destinations: Mapping[str, tuple[str, int] | None] | None = None,
         trusted_before_ns: int = 1 << 60,
         selection: plan.Selection | None = None,
+        batch: int = 0,
     ) -> Plan:
-        """The plan for documents by key, in the order given."""
+        """The plan for documents by key, in the order given; one by one, or so many at once."""
         self.index.sync(self.state, self.attempts)
         self._plans += 1
         workspace = self.workspace / f"plan-{self._plans}"
@@ -207,7 +221,7 @@ class Past:
             else Basis(),
             spec_digest="5" * 16,
             judge_digest="judge",
-            entries=(Entry(key, 0, key, signatures.get(key)) for key in keys or documents),
+            entries=_found(list(keys or documents), signatures, batch),
             read=read,
             renderer=Renderer(spec or make_spec()),
             history=self.index,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from bigquery_server import served
 from builders import make_spec, make_template
+from msgspec import structs
 
 from runner import bqclient, inputs, outputs
 from runner.errors import GbrunError, InputUnreadable
@@ -335,7 +336,7 @@ def test_chosen_columns(service: Any, spec: Spec) -> None:
     from runner.specmodel import Column
 
     columns = (Column(name="id", path="$._key"), Column(name="rooms", path="$.place.rooms[*]"))
-    chosen = replace(spec, destinations=(replace(spec.destinations[0], columns=columns),))
+    chosen = replace(spec, destinations=(structs.replace(spec.destinations[0], columns=columns),))
     put(chosen, FULL)
     assert contents(service) == [{"id": "a", "rooms": [1, 2]}]
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from runner import globs, inputs
 from runner.errors import InputUnreadable
-from runner.model import BadRow, Entry, Row
+from runner.model import BadRow, Batch, Entry, Row
 from runner.specmodel import Destination, FilesSource
 
 
@@ -328,6 +328,31 @@ def test_a_file_that_vanishes_during_the_walk(tmp_path: Path) -> None:
             found = inputs.read(spec, entry)
             assert isinstance(found, BadRow)
             assert found.code == "unreadable"
+
+
+def test_a_file_that_vanishes_within_a_batch_spoils_no_other(tmp_path: Path) -> None:
+    write(tmp_path, {f"{n:03}.txt": "x" for n in range(300)})
+    walk = inputs.found(make_spec(tmp_path))
+    first = next(walk)
+    assert isinstance(first, Batch)
+    assert len(first.keys) == 250
+    (tmp_path / "270.txt").unlink()
+    found = {entry.key: entry for batch in walk for entry in batch}
+
+    assert len(found) == 50
+    assert [key for key, entry in found.items() if entry.signature is None] == ["270.txt"]
+    assert found["299.txt"].path == str(tmp_path / "299.txt")
+
+
+def test_a_walk_that_is_left_off_leaves_no_folder_open(tmp_path: Path) -> None:
+    write(tmp_path, {"a/b/c/d.txt": "x", "a/b/c/e.txt": "y"})
+    before = os.listdir("/dev/fd")
+    walk = inputs.found(make_spec(tmp_path))
+    next(batch for batch in walk if list(batch))
+    assert len(os.listdir("/dev/fd")) > len(before)
+    del walk
+
+    assert len(os.listdir("/dev/fd")) == len(before)
 
 
 def test_a_name_that_is_not_text_is_refused_or_made_text(tmp_path: Path) -> None:

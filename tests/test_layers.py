@@ -26,7 +26,7 @@ ORDER = words("""
     errors gcsuri bqtable model specmodel clock globs sealing units statefile parts
     blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcsobjects blobs.gcs
     diagnostics badrows schemafile
-    sandbox schemaparts response_schema importer validator
+    plaintemplate sandbox schemaparts response_schema importer validator
     modelfacts marks yamlnodes yamlfile tree shape layers variables specpaths templates bigqueryspec taskspec
     pydanticmodel outputschema recordtypes columns destinationspec backendspec statespec spec
     warning schemalints lints specformat
@@ -56,7 +56,8 @@ ORDER = words("""
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip
 PURE = words("""
-    errors gcsuri bqtable model specmodel globs sealing statefile parts sandbox schemaparts response_schema
+    errors gcsuri bqtable model specmodel globs sealing statefile parts plaintemplate sandbox schemaparts
+    response_schema
     importer validator
     recordtypes render remedies shard rowclass reexport plan causes repair answer_json rowerrors results
     records ingest

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from builders import make_spec
 from contract.test_blobs import url_of_fake_gcs_server, url_of_gcs
+from msgspec import structs
 
 from runner import destinationspec, outputs
 from runner.blobs import gcsobjects
@@ -166,7 +167,7 @@ def test_another_owners_object_is_left_alone(place: Place, spec: Spec, lineage: 
         put(spec, RECORD)
     assert "--overwrite" in caught.value.hint
     assert place.read("out.jsonl") == b"precious"
-    assert put(spec, RECORD, owner=replace(US, takes_over=True)) == look(spec)
+    assert put(spec, RECORD, owner=structs.replace(US, takes_over=True)) == look(spec)
 
 
 def test_a_lineage_owns_what_it_wrote(place: Place, spec: Spec) -> None:
@@ -189,7 +190,7 @@ def test_what_somebody_uploaded_in_its_place_is_seen(place: Place, spec: Spec) -
     place.write("out.jsonl", data[:-2] + b"x\n", kept)
     assert look(spec) == ALTERED
     path = spec.destinations[0].path
-    assert put(spec, RECORD, owner=replace(US, written=frozenset({path}))) == sealed == look(spec)
+    assert put(spec, RECORD, owner=structs.replace(US, written=frozenset({path}))) == sealed == look(spec)
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 from builders import Past, changes, make_attempt, make_spec, make_stored, request_ids, spooled
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -598,6 +598,38 @@ def test_an_input_that_changes_under_the_plan_stops_it(past: Past) -> None:
     past.finish(first, {lost: make_stored(lost, Outcome.MISSING)})
     with pytest.raises(InputUnreadable, match=r"b\.txt changed while the plan was made"):
         past.plan({**DOCS, "b.txt": "BETA"}, signatures=SIGNS)
+
+
+LOOKS = st.dictionaries(
+    st.sampled_from([f"{c}.txt" for c in "abcdefg"]),
+    st.tuples(st.sampled_from("xy"), st.sampled_from([None, 1, 2])),
+    max_size=7,
+)
+
+
+@given(LOOKS, LOOKS, st.sampled_from([None, Outcome.REJECTED, Outcome.MISSING]), st.integers(1, 4))
+@example(dict.fromkeys(map("{}.txt".format, "abcdefg"), ("x", 1)), {}, None, 3)
+@settings(max_examples=60, deadline=None)
+def test_inputs_found_at_once_are_planned_as_if_found_one_by_one(
+    before: Any, changed: Any, outcome: Any, batch: int
+) -> None:
+    spec = make_spec(guards=LOOSE, inputs=SKIP)
+    seen = []
+    for size in (0, batch):
+        with tempfile.TemporaryDirectory() as workspace:
+            past = Past(Path(workspace))
+            lives = []
+            for looks in (before, before, {**before, **changed}, changed, changed):
+                documents = {key: looks[key][0] for key in sorted(looks)}
+                signs = {key: (ord(text), 1, 1, looked) for key, (text, looked) in looks.items() if looked}
+                made = past.plan(documents, spec, signatures=signs, batch=size)
+                lives.append((made.plan_id, counts(made), made.reasons, made.failed, past.read_keys))
+                sent = request_ids(made)
+                past.finish(made, {sent[0]: make_stored(sent[0], outcome)} if sent and outcome else {})
+            past.close()
+            seen.append(lives)
+
+    assert seen[0] == seen[1]
 
 
 # ---------------------------------------------------------------- invariants

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from simulation import invariants, run, world
 from simulation.faults import Faults, on_vertex
 from simulation.process import Violation
@@ -119,7 +120,7 @@ def test_a_plan_that_is_not_empty_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     make = world.World._plan
 
     def plan(self: world.World, *known: object) -> object:
-        return dataclasses.replace(make(self, *known), reexport=("always",))  # type: ignore[arg-type]
+        return structs.replace(make(self, *known), reexport=("always",))
 
     monkeypatch.setattr(world.World, "_plan", plan)
     _breaks("the re-plan is empty")

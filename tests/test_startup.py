@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
+
+from runner import index
 
 SHOW = """
 import json, sys
@@ -80,6 +83,17 @@ def test_what_only_looks_loads_no_service_and_no_explanations(command: str, proj
     names = loaded(project, command, "job.yaml")
     assert not tops(names) & (GOOGLE | {"httpx", "rich", "pydantic", "jsonschema"})
     assert foreign(names) <= FOR_A_PLAN
+
+
+def test_a_plan_with_nothing_to_do_loads_nothing_that_renders_or_writes(project: Any) -> None:
+    project.inputs(2)
+    project.spec()
+    # Files that are younger are read again by the plan behind the apply.
+    time.sleep(index.RACY_NS / 1e9 + 0.1)
+    project.apply()
+    names = loaded(project, "plan", "job.yaml")
+    assert not tops(names) & {"jinja2", "markupsafe", "difflib", "secrets"}
+    assert not names & {"runner.sandbox", "runner.importer", "runner.repair", "runner.finish", "runner.lints"}
 
 
 def test_an_apply_with_nothing_to_do_loads_no_service(project: Any) -> None:

@@ -12,8 +12,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import BinaryIO, Protocol
+
+import msgspec
 
 from runner.errors import StateError, StateLocked, UsageInvalid
 
@@ -30,8 +31,7 @@ class BlobChanged(StateError):
     """A replace-if-unchanged found other bytes, or none, under this name; they were left alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
+class Unfinished(msgspec.Struct, frozen=True):
     """A write that was begun and has no name of its own yet."""
 
     name: str

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -228,6 +227,8 @@ class LocalBlobs:
     @contextmanager
     def _written(self, path: Path, chunks: Iterable[bytes]) -> Iterator[tuple[Path, str]]:
         """A synced temporary file beside `path` and its version; gone when the block ends."""
+        import secrets
+
         temp = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
         digest = hashlib.sha256()
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from runner import causes, export, finish, index, inputs, ledger, plan, response_schema, results, rowtable
+from runner import causes, export, index, inputs, ledger, plan, response_schema, results, rowtable
 from runner import spec as specfile
 from runner.backends import Backend
 from runner.blobs.local import LocalBlobs
@@ -137,7 +137,7 @@ class Job:
                 basis=basis,
                 spec_digest=self.spec_digest,
                 judge_digest=self.judge_digest,
-                entries=inputs.entries(self.spec) if stat_cache else _unseen(inputs.entries(self.spec)),
+                entries=inputs.found(self.spec) if stat_cache else _unseen(inputs.entries(self.spec)),
                 read=lambda entry: inputs.read(self.spec, entry),
                 renderer=Renderer(self.spec),
                 history=known,
@@ -240,6 +240,8 @@ class Job:
 
         `overwrite` takes objects and tables of other owners over.
         """
+        from runner import finish
+
         assert self.state is not None
         with ExitStack() as held:
             written = export.write(

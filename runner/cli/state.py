@@ -71,7 +71,7 @@ def show(key: str | None, **given: Any) -> None:
                 "key": row.key,
                 "outcome": row.outcome,
                 "input": row.input,
-                "problem": dataclasses.asdict(row.bad) if row.bad else None,
+                "problem": msgspec.to_builtins(row.bad) if row.bad else None,
                 "requests": [msgspec.to_builtins(found) for found in outcomes if found],
             }
     click.echo(orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())

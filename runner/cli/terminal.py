@@ -6,8 +6,6 @@ import json
 import os
 import re
 import sys
-import tempfile
-import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -25,9 +23,7 @@ _COLOURS = {
 }  # fmt: skip
 
 
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_INVISIBLE = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 """What moves a cursor, colours, rings, or turns the direction of writing; line ends are looked at apart."""
 
 
@@ -36,7 +32,9 @@ def visible(text: str) -> str:
 
     Names of files, documents and answers may hold such characters.
     """
-    return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    if text.isprintable():
+        return text
+    return re.sub(_INVISIBLE, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def in_one_line(text: str) -> str:
@@ -68,6 +66,9 @@ def show_error(error: GbrunError, *, as_json: bool) -> None:
 
 def show_bug(error: BaseException, arguments: Sequence[str]) -> None:
     """A bug: one line and the place of a log; the log holds the traceback."""
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile(
         "w", prefix="gbrun-bug-", suffix=".log", delete=False, encoding="utf-8"
     ) as log:

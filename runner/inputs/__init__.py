@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from runner.inputs import files
-from runner.model import BadRow, Entry, Row
+from runner.model import BadRow, Batch, Entry, Row
 from runner.specmodel import BigQuerySource, Spec
 
 
@@ -19,13 +19,22 @@ def entries(spec: Spec) -> Iterator[Entry]:
     Raises:
         InputUnreadable: a folder cannot be listed, a link leaves the spec's folder, a table cannot be read.
     """
+    for one in found(spec):
+        if isinstance(one, Batch):
+            yield from one
+        else:
+            yield one
+
+
+def found(spec: Spec) -> Iterator[Entry | Batch]:
+    """The same, files by the batch."""
     for index, source in enumerate(spec.inputs):
         if isinstance(source, BigQuerySource):
             from runner.inputs import bigquery
 
             yield from bigquery.entries(spec, index, source)
         else:
-            yield from files.entries(spec, index, source)
+            yield from files.batches(spec, index, source)
 
 
 def read(spec: Spec, entry: Entry) -> Row | BadRow:

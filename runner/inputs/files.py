@@ -11,20 +11,23 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
+
+import msgspec
 
 from runner import globs
 from runner.errors import InputUnreadable
-from runner.model import BadRow, Entry, Row
+from runner.model import BadRow, Batch, Entry, Row
 from runner.specmodel import FilesSource, Spec
 
 _READ_BYTES = 1 << 16
-_BATCH = 1000
+_BATCH = 250
+"""Files at once: few enough that what is kept of them stays in the processor's cache."""
 _MAX_DEPTH = 200
-"""Folders inside folders, far below what Python's own stack takes."""
+"""Folders inside folders, far below what Python's own stack takes, and what it may hold open."""
+_looks = attrgetter("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
+"""A signature of what a stat gives."""
 MIME_TYPES = {
     ".csv": "text/csv",
     ".htm": "text/html",
@@ -44,7 +47,7 @@ MIME_TYPES = {
 """Shipped, because the machine's own table differs from machine to machine."""
 
 
-def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
+def batches(spec: Spec, index: int, source: FilesSource) -> Iterator[Batch]:
     """The files of one source, sorted by key (by code point), each with its signature.
 
     Raises:
@@ -75,7 +78,7 @@ def entries(spec: Spec, index: int, source: FilesSource) -> Iterator[Entry]:
         never=never,
     )
     depth = None if "**" in rest.split("/") else rest.count("/")
-    yield from chain.from_iterable(walk.batches(start, "", depth, frozenset({os.path.realpath(start)})))
+    yield from walk.batches(start, "", depth, frozenset({os.path.realpath(start)}))
 
 
 def read(source: FilesSource, entry: Entry) -> Row | BadRow:
@@ -152,8 +155,7 @@ class _Never:
         return os.path.basename(path) in self.names and os.path.realpath(path) in self._paths
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Walk:
+class _Walk(msgspec.Struct, frozen=True, kw_only=True):
     source: int
     wanted: Callable[[str], object]
     excluded: list[re.Pattern[str]]
@@ -166,95 +168,146 @@ class _Walk:
 
     def batches(
         self, folder: str, below: str, depth: int | None, ancestors: frozenset[str]
-    ) -> Iterator[list[Entry]]:
-        """The files below a folder, in the order of their keys. What is done here is done per file."""
-        wanted, excluded, never_names = self.wanted, self.excluded, self.never.names
-        prefix, source, is_file = self.prefix, self.source, stat.S_ISREG
-        batch: list[Entry] = []
-        for name, entry in self._listing(folder, below):
-            relative = below + name
-            if name[-1] == "/":
-                yield batch
-                batch = []
-                yield from self._deeper(relative, entry, depth, ancestors)
-                continue
-            if not wanted(relative):
-                continue
-            key = prefix + relative
-            if excluded and any(pattern.fullmatch(key) for pattern in excluded):
-                continue
-            if not name.isascii():
-                _check_name(key)
-            if entry.is_symlink():
-                self._check_link(relative, entry)
-            if entry.name in never_names and self.never.holds(entry.path):
-                continue
-            try:
-                looks = entry.stat()
-            except OSError:
-                # A link to nothing, or a file that has just gone: reading it says so, as of any row.
-                batch.append(Entry(key, source, entry.path, None))
-            else:
-                if not is_file(looks.st_mode):
+    ) -> Iterator[Batch]:
+        """The files below a folder, in the order of their keys."""
+        # What is asked for beside an open folder, by name alone, is found without a walk from the root.
+        handle = self._open(folder, below)
+        try:
+            listing, odd = self._listing(handle, below)
+            cuts = [at for at, (name, _) in enumerate(listing) if name in odd] if odd else []
+            first = 0
+            for cut in (*cuts, len(listing)):
+                for at in range(first, cut, _BATCH):
+                    yield self._plain(folder, below, listing[at : min(at + _BATCH, cut)])
+                first = cut + 1
+                if cut == len(listing):
                     continue
-                signature = (looks.st_size, looks.st_mtime_ns, looks.st_ctime_ns, looks.st_ino)
-                batch.append(Entry(key, source, entry.path, signature))
-            if len(batch) == _BATCH:
-                yield batch
-                batch = []
-        yield batch
+                name, entry = listing[cut]
+                path = f"{folder}/{entry.name}"
+                if name[-1] == "/":
+                    yield from self._deeper(below + name, path, entry, depth, ancestors)
+                else:
+                    yield from self._odd(folder, below + name, path, entry)
+        finally:
+            os.close(handle)
+
+    def _plain(self, folder: str, below: str, found: list[tuple[str, os.DirEntry[str]]]) -> Batch:
+        """Regular files of a folder, one after the other. What is done here is done per file."""
+        wanted, head = self.wanted, self.prefix + below
+        found = [(name, entry) for name, entry in found if wanted(below + name)]
+        if self.excluded:
+            found = [(name, entry) for name, entry in found if not self._excludes(head + name)]
+        names = [entry.name for _, entry in found]
+        if not self.never.names.isdisjoint(names):
+            found = [(name, entry) for name, entry in found if not self.never.holds(f"{folder}/{entry.name}")]
+            names = [entry.name for _, entry in found]
+        keys = [head + name for name, _ in found]
+        _check_names(keys)
+        signatures: list[tuple[int, int, int, int] | None]
+        try:
+            signatures = [_looks(entry.stat()) for _, entry in found]
+        except OSError:
+            signatures = [_signature(entry) for _, entry in found]
+        return Batch(source=self.source, folder=folder, names=names, keys=keys, signatures=signatures)
+
+    def _odd(self, folder: str, relative: str, path: str, entry: os.DirEntry[str]) -> Iterator[Batch]:
+        """A link or a pipe, where it is an input."""
+        key = self.prefix + relative
+        if not self.wanted(relative) or self._excludes(key):
+            return
+        _check_names([key])
+        self._check_link(relative, path, entry)
+        if self.never.holds(path):
+            return
+        signature = _signature(entry)
+        if signature is None or stat.S_ISREG(entry.stat().st_mode):
+            yield Batch(
+                source=self.source, folder=folder, names=[entry.name], keys=[key], signatures=[signature]
+            )
+
+    def _excludes(self, key: str) -> bool:
+        return any(pattern.fullmatch(key) for pattern in self.excluded)
 
     def _deeper(
-        self, relative: str, entry: os.DirEntry[str], depth: int | None, ancestors: frozenset[str]
-    ) -> Iterator[list[Entry]]:
+        self, relative: str, path: str, entry: os.DirEntry[str], depth: int | None, ancestors: frozenset[str]
+    ) -> Iterator[Batch]:
         if depth == 0:
             return
-        real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-        if real in ancestors or self.never.holds(entry.path):
+        real = os.path.realpath(path) if entry.is_symlink() else path
+        if real in ancestors or self.never.holds(path):
             return
         folder = self.prefix + relative[:-1]
         if any(pattern.fullmatch(folder) for pattern in self.closed):
             return
-        _check_name(folder)
+        _check_names([folder])
         if len(ancestors) > _MAX_DEPTH:
             raise InputUnreadable(
                 f"{folder[:80]}... lies more than {_MAX_DEPTH} folders deep",
                 hint="move it up, or exclude it with a pattern that ends in /**",
             )
-        self._check_link(relative, entry)
+        self._check_link(relative, path, entry)
         below = None if depth is None else depth - 1
-        yield from self.batches(entry.path, relative, below, ancestors | {os.path.realpath(real)})
+        yield from self.batches(path, relative, below, ancestors | {os.path.realpath(real)})
 
-    def _listing(self, folder: str, below: str) -> list[tuple[str, os.DirEntry[str]]]:
+    def _open(self, folder: str, below: str) -> int:
         try:
-            with os.scandir(folder) as listing:
-                entries = [entry for entry in listing if entry.name[0] != "."]
-            try:
-                # Spelled out for plain names, since there is one per file of a walk.
-                found = [
-                    (name if not entry.is_dir() else name + "/", entry)
-                    if (name := entry.name).isascii()
-                    else (_sort_name(entry), entry)
-                    for entry in entries
-                ]
-            except OSError:
-                found = [(_sort_name(entry), entry) for entry in entries]
+            return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise InputUnreadable(
-                f"cannot list {(self.prefix + below).rstrip('/') or '.'}: {error.strerror}",
-                hint="mend it, or exclude it with a pattern that ends in /**",
-            ) from error
-        found.sort(key=itemgetter(0))
-        return found
+            raise self._unlisted(below, error) from error
 
-    def _check_link(self, relative: str, entry: os.DirEntry[str]) -> None:
+    def _listing(self, handle: int, below: str) -> tuple[list[tuple[str, os.DirEntry[str]]], set[str]]:
+        """What an open folder holds, sorted by name, and the names of what is no regular file."""
+        odd: set[str] = set()
+        found: list[tuple[str, os.DirEntry[str]]] = []
+        try:
+            with os.scandir(handle) as listing:
+                for entry in listing:
+                    name = entry.name
+                    if name[0] == ".":
+                        continue
+                    if not name.isascii():
+                        name = unicodedata.normalize("NFC", name)
+                    if not _is_plain(entry):
+                        # A folder as `name/`, as in git, so that a walk yields whole paths in order.
+                        name = name + "/" if _is_folder(entry) else name
+                        odd.add(name)
+                    found.append((name, entry))
+        except OSError as error:
+            raise self._unlisted(below, error) from error
+        found.sort(key=itemgetter(0))
+        return found, odd
+
+    def _unlisted(self, below: str, error: OSError) -> InputUnreadable:
+        return InputUnreadable(
+            f"cannot list {(self.prefix + below).rstrip('/') or '.'}: {error.strerror}",
+            hint="mend it, or exclude it with a pattern that ends in /**",
+        )
+
+    def _check_link(self, relative: str, path: str, entry: os.DirEntry[str]) -> None:
         if self.inside is None or not entry.is_symlink():
             return
-        if not Path(os.path.realpath(entry.path)).is_relative_to(self.inside):
+        if not Path(os.path.realpath(path)).is_relative_to(self.inside):
             raise InputUnreadable(
                 f"{self.prefix}{relative.rstrip('/')} is a link that leaves the spec's folder",
                 hint="set `allow_outside: true` to follow it, or exclude it (a folder with /** at the end)",
             )
+
+
+def _signature(entry: os.DirEntry[str]) -> tuple[int, int, int, int] | None:
+    """How a file looks; None for a link to nothing, or a file that has just gone: reading it says so, as of
+    any row."""
+    try:
+        return _looks(entry.stat())
+    except OSError:
+        return None
+
+
+def _check_names(keys: list[str]) -> None:
+    try:
+        "".join(keys).encode()
+    except UnicodeEncodeError:
+        for key in keys:
+            _check_name(key)
 
 
 def _check_name(key: str) -> None:
@@ -266,16 +319,16 @@ def _check_name(key: str) -> None:
         ) from error
 
 
+def _is_plain(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
         # A link that leads to itself.
         return False
-
-
-def _sort_name(entry: os.DirEntry[str]) -> str:
-    """The name in NFC; a folder as `name/`, as in git, so that a walk yields whole paths in order."""
-    name = entry.name
-    name = unicodedata.normalize("NFC", name)
-    return name + "/" if _is_folder(entry) else name

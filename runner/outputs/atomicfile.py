@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -26,6 +24,9 @@ class AtomicFile:
 
         Only one writer at a time: what a killed one left beside the place is removed.
         """
+        import glob
+        import tempfile
+
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
