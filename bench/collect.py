@@ -8,6 +8,7 @@ from the first look at the ended jobs to the placed destination. The machine sho
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import random
@@ -244,6 +245,8 @@ def main():
     options.add_argument("--counts", default="10000,100000")
     options.add_argument("--runs", type=int, default=3)
     chosen = options.parse_args()
+    # As the command line does.
+    gc.set_threshold(100_000, 50, 100)
     for count in map(int, chosen.counts.split(",")):
         for kind in SCHEMAS:
             with tempfile.TemporaryDirectory(prefix="gbrun-bench-") as temporary:

@@ -156,7 +156,8 @@ class Collector:
             finish_reason=answer.finish_reason,
             remedies=remedies.told(remedied.remedy) if remedied else "",
         )
-        self._again.pop(stored.request_id, None)
+        if self._again:
+            self._again.pop(stored.request_id, None)
         if answer.outcome is Outcome.OK:
             if self._records is not None and before is not None:
                 self._records.displace(before.token)

@@ -49,11 +49,6 @@ def body(answer: Answer, spec: Spec) -> dict[str, Json]:
     return {**out, "_repaired": answer.repaired} if answer.repaired else out
 
 
-def fields(answer: Answer, spec: Spec) -> bytes:
-    """`body` as the line of a JSON object."""
-    return dump_line(body(answer, spec))
-
-
 def _said(answer: Answer, spec: Spec) -> dict[str, Json]:
     if spec.task == "embed_content":
         return {"embedding": unit(answer.value) if spec.normalize else answer.value}

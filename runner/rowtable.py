@@ -157,8 +157,10 @@ def scratch(path: Path) -> sqlite3.Connection:
 
 
 def planned(path: Path) -> sqlite3.Connection:
-    """A connection for the file that a plan left, most of which is read once and in order."""
-    db = scratch(path)
+    """A connection for the file that a plan left: it is read in order, and of no use once a write failed."""
+    db = connect(path)
+    # A journal would hold every row in memory when all of them are settled.
+    db.execute("PRAGMA journal_mode=OFF")
     db.execute("PRAGMA cache_size=-2048")
     return db
 

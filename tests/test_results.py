@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runner import parts
 from runner.model import Answer, Outcome, Stored
-from runner.records import body, failure, fields, record
+from runner.records import body, failure, record
 from runner.results import Judge, Stray, dump_line
 
 SCHEMA = {
@@ -350,13 +350,13 @@ def test_records(line: bytes, judge: Judge, expected: bytes) -> None:
 def test_an_answer_that_is_no_object_is_a_value() -> None:
     answer = judged(ok_line("r", "[1]"), Judge({"type": "array"}))
 
-    assert record("k", fields(answer, make_spec(output_schema={}))) == b'{"_key":"k","value":[1]}\n'
+    assert record("k", dump_line(body(answer, make_spec(output_schema={})))) == b'{"_key":"k","value":[1]}\n'
 
 
 def test_an_empty_object_is_a_record() -> None:
     answer = judged(ok_line("r", "{}"), Judge({"type": "object"}))
 
-    assert record("k", fields(answer, make_spec(output_schema={}))) == b'{"_key":"k"}\n'
+    assert record("k", dump_line(body(answer, make_spec(output_schema={})))) == b'{"_key":"k"}\n'
 
 
 def test_meta_stands_behind_the_fields() -> None:
@@ -393,7 +393,9 @@ def test_a_number_is_kept_or_refused_but_never_another_one(number: str) -> None:
     assert isinstance(found, Answer)
 
     if found.outcome is Outcome.OK:
-        assert json.loads(record("k", fields(found, make_spec(output_schema={}))))["n"] == int(number)
+        assert json.loads(record("k", dump_line(body(found, make_spec(output_schema={})))))["n"] == int(
+            number
+        )
 
 
 def test_a_lone_surrogate_can_be_written() -> None:
@@ -461,11 +463,10 @@ def test_the_usual_line_is_judged_as_every_other(
 
 
 def test_most_lines_are_read_fast() -> None:
-    from runner.results import _plain
-
-    assert _plain(ok_line("r1", '{"topic": "x"}')) is not None
-    assert _plain(ok_line("r1", "thinking", "x")) is not None
-    assert _plain(error_line("r1", 3)) is None
+    assert STRICT._text(ok_line("r1", '{"topic": "x"}')) is not None
+    assert FREE._text(ok_line("r1", "thinking", "x")) is not None
+    assert STRICT._text(error_line("r1", 3)) is None
+    assert STRICT._text(ok_line("r1", "no JSON")) is None
 
 
 REAL = "r" + "0123456789abcdef" * 2
