@@ -125,7 +125,7 @@ class AttemptRecords:
         self._spec = spec
         self._token = token
         self._places: dict[str, int] = {}
-        """Request -> the place of its record, offset and count in one number, which takes a third of the memory."""
+        """Request -> the place of its record: offset and count in one number, for a third of the memory."""
         self._buffer = bytearray()
         self._at = spool.append(b"")
 
