@@ -26,7 +26,7 @@ from runner.store import Store
 
 _NAME = "index.sqlite"
 _VERSION = "7"
-_LOOKUPS = 500
+_LOOKUPS = 5_000
 """Requests that are looked up by one query."""
 RACY_NS = 2_000_000_000
 """A file changed this shortly before it was read may change again without looking different."""
@@ -218,10 +218,10 @@ class Index:
         found: dict[str, Stored] = {}
         if self._state is None or not self._state.outcomes:
             return found
+        query = "SELECT line FROM json_each(?) AS asked CROSS JOIN outcome ON request_id = asked.value"
         for at in range(0, len(request_ids), _LOOKUPS):
-            ids = request_ids[at : at + _LOOKUPS]
-            query = f"SELECT line FROM outcome WHERE request_id IN ({','.join('?' * len(ids))})"
-            for (line,) in self._db.execute(query, ids):
+            ids = orjson.dumps(request_ids[at : at + _LOOKUPS]).decode()
+            for (line,) in self._db.execute(query, (ids,)):
                 stored = parts.load_outcome(line)
                 found[stored.request_id] = stored
         return found

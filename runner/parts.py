@@ -1,8 +1,8 @@
 """The immutable parts of the state as compressed JSON lines, written and read as streams.
 
-Each part is one or more gzip members with a fixed header, so that the same content always has
-the same bytes. Responses are cut into members of about 1 MiB, each starting at a line, so that
-one line can be read without the rest.
+Each part is one or more gzip members with a fixed header, no time and no name: one version of the library
+gives the same bytes for the same content, and what parts are known by never depends on them. Responses
+are cut into members of about 1 MiB, each starting at a line, so that one line can be read without the rest.
 """
 
 from __future__ import annotations
