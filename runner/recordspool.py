@@ -29,7 +29,7 @@ _PAGE = msgspec.msgpack.Decoder(list[tuple[str, Place]])
 
 
 class RecordSpool:
-    """The fields of records by request. The file, which has no name, is made when there is one to hold."""
+    """The fields of records by request. The file, which has no name, is made for the first attempt."""
 
     def __init__(self, spec: Spec) -> None:
         """Nothing is held where one answer is no record by itself."""
