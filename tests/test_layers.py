@@ -42,8 +42,8 @@ ORDER = words("""
     emulator.nearlyjson emulator.spoils
     emulator.rules emulator.operations emulator.replies emulator.rows emulator.vertexfile emulator.vertexrows
     emulator.vertex emulator.service emulator.worker
-    emulator.gcsroutes emulator.vertexroutes emulator.handler emulator.server emulator.foreground
-    emulator.__main__ emulator.process
+    emulator.listener emulator.exchange emulator.gcsroutes emulator.vertexroutes emulator.handler
+    emulator.server emulator.foreground emulator.__main__ emulator.process
     backends backends.memory backends.sdk backends.geminiwire backends.rest backends.gemini
     backends.vertexwire
     backends.vertexstaging backends.vertex backends.local backends.direct backends.retry

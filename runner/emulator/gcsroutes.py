@@ -11,17 +11,15 @@ import email.parser
 import email.policy
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, unquote
 
 import orjson
 
 from runner.emulator import gcswire
+from runner.emulator.exchange import Dropped, Exchange
 from runner.emulator.faults import HttpRule
 from runner.emulator.gcswire import Conditions, StorageError
-
-if TYPE_CHECKING:
-    from runner.emulator.handler import Handler
 
 MAX_BODY_BYTES = 128 << 20
 """Largest body of one request; larger objects come in chunks."""
@@ -33,39 +31,35 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _RESUME_INCOMPLETE = 308
 
 
-class Dropped(ConnectionError):
-    """The connection is to end here, without an answer."""
-
-
 def concerns(path: str) -> bool:
     """Whether a request path, still quoted, belongs to Cloud Storage."""
     return bool(re.match(r"/(?:upload/|download/)?storage/v1/", path))
 
 
-def answer(handler: Handler, path: str, query: dict[str, str]) -> None:
+def answer(exchange: Exchange, path: str, query: dict[str, str]) -> None:
     """Answer one request. Raises StorageError for every answer that is an error, and Dropped."""
     found = _PATHS.fullmatch(path)
     if not found:
         raise StorageError(404, "notFound", "Not Found")
     bucket, name = unquote(found["bucket"] or ""), unquote(found["name"] or "")
     uploads = found["kind"] == "upload/" and found["objects"] is not None and not name
-    downloads = handler.command == "GET" and bool(name) and query.get("alt") == "media"
-    body = handler.body(MAX_BODY_BYTES)
-    rule = _struck(handler, "storage_write" if uploads else "storage_read" if downloads else "")
+    downloads = exchange.command == "GET" and bool(name) and query.get("alt") == "media"
+    body = exchange.body(MAX_BODY_BYTES)
+    rule = _struck(exchange, "storage_write" if uploads else "storage_read" if downloads else "")
     _before(rule)
     if uploads:
-        _upload(handler, bucket, query, body, rule)
+        _upload(exchange, bucket, query, body, rule)
     elif downloads:
-        _download(handler, bucket, name, query, rule)
+        _download(exchange, bucket, name, query, rule)
     else:
-        _plain(handler, found, query, body, rule)
+        _plain(exchange, found, query, body, rule)
 
 
 # ---------------------------------------------------------------- faults
 
 
-def _struck(handler: Handler, word: str) -> HttpRule | None:
-    service = handler.server.service
+def _struck(exchange: Exchange, word: str) -> HttpRule | None:
+    service = exchange.server.service
     rules = [service.plan.strike_http(on, service.tally) for on in ("storage", word) if on]
     return next((rule for rule in rules if rule is not None), None)
 
@@ -87,48 +81,48 @@ def _before(rule: HttpRule | None) -> None:
         time.sleep(rule.delay_s or 0)
 
 
-def _reply(handler: Handler, body: Any, rule: HttpRule | None, status: int = 200, **headers: str) -> None:
+def _reply(exchange: Exchange, body: Any, rule: HttpRule | None, status: int = 200, **headers: str) -> None:
     if rule and rule.kind == "lost_reply":
         raise Dropped
-    handler.send(body, status, **headers)
+    exchange.send(body, status, **headers)
 
 
 # ---------------------------------------------------------------- buckets, records, listings
 
 
 def _plain(
-    handler: Handler, found: re.Match[str], query: dict[str, str], body: bytes, rule: HttpRule | None
+    exchange: Exchange, found: re.Match[str], query: dict[str, str], body: bytes, rule: HttpRule | None
 ) -> None:
-    objects = handler.server.service.objects
+    objects = exchange.server.service.objects
     bucket, name = unquote(found["bucket"] or ""), unquote(found["name"] or "")
-    match handler.command, bool(bucket), found["objects"] is not None, bool(name):
+    match exchange.command, bool(bucket), found["objects"] is not None, bool(name):
         case "POST", False, False, False:
             wanted = str(_parsed(body).get("name", ""))
             objects.create_bucket(wanted)
-            _reply(handler, objects.bucket(wanted), rule)
+            _reply(exchange, objects.bucket(wanted), rule)
         case "GET", True, False, False:
-            _reply(handler, objects.bucket(bucket), rule)
+            _reply(exchange, objects.bucket(bucket), rule)
         case "GET", True, True, False:
-            _reply(handler, _listing(handler, bucket, query), rule)
+            _reply(exchange, _listing(exchange, bucket, query), rule)
         case "GET", True, True, True:
             record = objects.get(bucket, name, _conditions(query), _generation(query))
-            _reply(handler, _shown(handler, record), rule)
+            _reply(exchange, _shown(exchange, record), rule)
         case "DELETE", True, True, True:
             objects.delete(bucket, name, _conditions(query), _generation(query))
-            _reply(handler, None, rule, 204)
+            _reply(exchange, None, rule, 204)
         case _:
             raise StorageError(404, "notFound", "Not Found")
 
 
-def _listing(handler: Handler, bucket: str, query: dict[str, str]) -> dict[str, Any]:
+def _listing(exchange: Exchange, bucket: str, query: dict[str, str]) -> dict[str, Any]:
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
     limit = gcswire.limit_of(query.get("maxResults", ""))
     after = _position(query.get("pageToken", ""))
-    records = handler.server.service.objects.list(bucket, prefix, after, "")
+    records = exchange.server.service.objects.list(bucket, prefix, after, "")
     chosen, folders, last = gcswire.page(records, prefix, delimiter, limit)
     body: dict[str, Any] = {"kind": "storage#objects"}
     if chosen:
-        body["items"] = [_shown(handler, record) for record in chosen]
+        body["items"] = [_shown(exchange, record) for record in chosen]
     if folders:
         body["prefixes"] = folders
     if last:
@@ -143,8 +137,8 @@ def _position(token: str) -> str:
         raise StorageError(400, "invalid", "Invalid page token.") from None
 
 
-def _shown(handler: Handler, record: Any) -> dict[str, Any]:
-    return gcswire.shown(record, handler.base_url(), quote(record["name"], safe=""))
+def _shown(exchange: Exchange, record: Any) -> dict[str, Any]:
+    return gcswire.shown(record, exchange.base_url(), quote(record["name"], safe=""))
 
 
 def _conditions(query: dict[str, str]) -> Conditions:
@@ -161,50 +155,52 @@ def _generation(query: dict[str, str]) -> int | None:
 # ---------------------------------------------------------------- uploads
 
 
-def _upload(handler: Handler, bucket: str, query: dict[str, str], body: bytes, rule: HttpRule | None) -> None:
-    objects = handler.server.service.objects
+def _upload(
+    exchange: Exchange, bucket: str, query: dict[str, str], body: bytes, rule: HttpRule | None
+) -> None:
+    objects = exchange.server.service.objects
     kind, session = query.get("uploadType"), query.get("upload_id", "")
-    if handler.command == "POST" and kind == "multipart":
-        wanted, data = _multipart(handler.headers.get("Content-Type", ""), body)
+    if exchange.command == "POST" and kind == "multipart":
+        wanted, data = _multipart(exchange.headers.get("Content-Type", ""), body)
         record = objects.put(bucket, _named(wanted, query), data, _conditions(query))
-        _reply(handler, _shown(handler, record), rule)
-    elif handler.command == "POST" and kind == "media":
-        wanted = {"contentType": handler.headers.get("Content-Type", "")}
+        _reply(exchange, _shown(exchange, record), rule)
+    elif exchange.command == "POST" and kind == "media":
+        wanted = {"contentType": exchange.headers.get("Content-Type", "")}
         record = objects.put(bucket, _named(wanted, query), body, _conditions(query))
-        _reply(handler, _shown(handler, record), rule)
-    elif handler.command == "POST" and kind == "resumable":
+        _reply(exchange, _shown(exchange, record), rule)
+    elif exchange.command == "POST" and kind == "resumable":
         wanted = _parsed(body or b"{}")
-        wanted.setdefault("contentType", handler.headers.get("X-Upload-Content-Type", ""))
+        wanted.setdefault("contentType", exchange.headers.get("X-Upload-Content-Type", ""))
         begun = objects.start(bucket, _named(wanted, query), _conditions(query))
-        address = f"{handler.base_url()}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
-        _reply(handler, {}, rule, Location=f"{address}?uploadType=resumable&upload_id={begun}")
-    elif handler.command == "PUT" and session:
-        _chunk(handler, session, body, rule)
-    elif handler.command == "DELETE" and session:
+        address = f"{exchange.base_url()}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
+        _reply(exchange, {}, rule, Location=f"{address}?uploadType=resumable&upload_id={begun}")
+    elif exchange.command == "PUT" and session:
+        _chunk(exchange, session, body, rule)
+    elif exchange.command == "DELETE" and session:
         objects.abandon(session)
-        _reply(handler, None, rule, 499)
+        _reply(exchange, None, rule, 499)
     else:
         raise StorageError(400, "invalid", f"Unsupported uploadType: {kind}")
 
 
-def _chunk(handler: Handler, session: str, body: bytes, rule: HttpRule | None) -> None:
-    objects = handler.server.service.objects
+def _chunk(exchange: Exchange, session: str, body: bytes, rule: HttpRule | None) -> None:
+    objects = exchange.server.service.objects
     found = _CONTENT_RANGE.fullmatch(
-        handler.headers.get("Content-Range", f"bytes 0-{len(body) - 1}/{len(body)}")
+        exchange.headers.get("Content-Range", f"bytes 0-{len(body) - 1}/{len(body)}")
     )
     if not found or (found[1] is not None and int(found[2]) - int(found[1]) + 1 != len(body)):
         raise StorageError(400, "invalid", "Failed to parse Content-Range header.")
     hashes = dict(
-        part.strip().partition("=")[::2] for part in handler.headers.get("X-Goog-Hash", "").split(",")
+        part.strip().partition("=")[::2] for part in exchange.headers.get("X-Goog-Hash", "").split(",")
     )
     total = None if found[3] == "*" else int(found[3])
     record = objects.append(session, int(found[1] or 0), body, total, hashes.get("crc32c", ""))
     if record is not None:
-        _reply(handler, _shown(handler, record), rule)
+        _reply(exchange, _shown(exchange, record), rule)
         return
     received = objects.received(session)
     headers = {"Range": f"bytes=0-{received - 1}"} if received else {}
-    _reply(handler, None, rule, status=_RESUME_INCOMPLETE, **headers)
+    _reply(exchange, None, rule, status=_RESUME_INCOMPLETE, **headers)
 
 
 def _named(wanted: dict[str, Any], query: dict[str, str]) -> dict[str, Any]:
@@ -234,38 +230,40 @@ def _multipart(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
 # ---------------------------------------------------------------- downloads
 
 
-def _download(handler: Handler, bucket: str, name: str, query: dict[str, str], rule: HttpRule | None) -> None:
-    found = handler.server.service.objects.open(bucket, name, _conditions(query), _generation(query))
+def _download(
+    exchange: Exchange, bucket: str, name: str, query: dict[str, str], rule: HttpRule | None
+) -> None:
+    found = exchange.server.service.objects.open(bucket, name, _conditions(query), _generation(query))
     with found.stream:
         record, size = found.record, found.record["byte_count"]
-        wanted = handler.headers.get("Range", "")
+        wanted = exchange.headers.get("Range", "")
         begin, end = _span(wanted, size)
         if begin >= size and wanted:
             headers = {"Content-Range": f"bytes */{size}"}
-            handler.send({}, 416, **headers)
+            exchange.send({}, 416, **headers)
             return
         if rule and rule.kind == "lost_reply":
             raise Dropped
         found.stream.seek(begin)
-        handler.send_response(206 if wanted else 200)
-        handler.send_header("Content-Type", record["content_type"])
-        handler.send_header("Content-Length", str(end - begin))
-        handler.send_header("ETag", gcswire.etag(record))
-        handler.send_header("X-Goog-Generation", str(record["generation"]))
-        handler.send_header("X-Goog-Metageneration", "1")
-        handler.send_header("X-Goog-Storage-Class", "STANDARD")
-        handler.send_header("X-Goog-Stored-Content-Length", str(size))
-        handler.send_header("X-Goog-Hash", f"crc32c={record['crc32c']},md5={record['md5']}")
+        exchange.send_response(206 if wanted else 200)
+        exchange.send_header("Content-Type", record["content_type"])
+        exchange.send_header("Content-Length", str(end - begin))
+        exchange.send_header("ETag", gcswire.etag(record))
+        exchange.send_header("X-Goog-Generation", str(record["generation"]))
+        exchange.send_header("X-Goog-Metageneration", "1")
+        exchange.send_header("X-Goog-Storage-Class", "STANDARD")
+        exchange.send_header("X-Goog-Stored-Content-Length", str(size))
+        exchange.send_header("X-Goog-Hash", f"crc32c={record['crc32c']},md5={record['md5']}")
         if wanted:
-            handler.send_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")
-        handler.end_headers()
+            exchange.send_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")
+        exchange.end_headers()
         left = (end - begin) // 2 if rule and rule.kind == "cut_body" else end - begin
         while left and (block := found.stream.read(min(left, 1 << 20))):
-            handler.wfile.write(block)
+            exchange.wfile.write(block)
             left -= len(block)
         if rule and rule.kind == "cut_body":
-            handler.wfile.flush()
-            handler.drop(abruptly=False)
+            exchange.wfile.flush()
+            exchange.drop(abruptly=False)
 
 
 def _span(wanted: str, size: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""HTTP: routes, keys, the resumable upload protocol, and faults that happen on the wire.
+"""HTTP: routes, keys, and the resumable upload protocol.
 
 Binds to nothing by itself. Every answer is 200 or an error envelope, as the SDK demands; a request
 that no route knows is 404.
@@ -8,28 +8,19 @@ Source: request lines and headers of google-genai 3.4.0, recorded on loopback.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-import socket
-import struct
-import time
-from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import orjson
 
 from runner.emulator import gcsroutes, vertexroutes, wire
+from runner.emulator.exchange import Dropped, Exchange
 from runner.emulator.faults import HttpRule
 from runner.emulator.messages import Problem, check
 from runner.emulator.wire import ApiError
 
-if TYPE_CHECKING:
-    from runner.emulator.server import HttpServer
-
-MAX_BODY_BYTES = 20 << 20
-"""Largest body other than an upload's chunk; inline batches live under it."""
 _VERSION = r"(?P<version>v1|v1beta|v1beta1)"
 _ROUTES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (method, re.compile(f"/{path}"), name)
@@ -60,22 +51,8 @@ _OPERATIONS = {
 """Route to the word that fault rules use for it; uploads are counted by their own code."""
 
 
-class _Dropped(Exception):
-    """The connection is to end here, without an answer."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    """One connection."""
-
-    server: HttpServer
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = 1 << 16
-    server_version = "gbrun-emulator"
-    sys_version = ""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: stdout and stderr belong to the program around."""
+class Handler(Exchange):
+    """The routes of the Developer API, and whom the others go to."""
 
     def do_GET(self) -> None:
         """Answer."""
@@ -97,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         length = self.headers.get("Content-Length") or "0"
-        self._unread = int(length) if length.isdecimal() else 1
+        self.unread = int(length) if length.isdecimal() else 1
         try:
             if not length.isdecimal():
                 raise ApiError(400, "Content-Length is not a number.")
@@ -115,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
             self._dispatch(unquote(parts.path))
         except ApiError as error:
             self.send(error.body(), error.http_status)
-        except (_Dropped, ConnectionError):
+        except (Dropped, ConnectionError):
             self.drop()
 
     def _dispatch(self, path: str) -> None:
@@ -170,25 +147,6 @@ class Handler(BaseHTTPRequestHandler):
             info = {"@type": kind, "reason": "API_KEY_INVALID", "domain": "googleapis.com"}
             raise ApiError(400, "API key not valid. Please pass a valid API key.", [info])
 
-    def before(self, rule: HttpRule | None) -> None:
-        """Faults that strike before any work."""
-        if rule is None:
-            return
-        if rule.kind == "reset":
-            raise _Dropped
-        if rule.kind == "http_429":
-            raise wire.quota()
-        if rule.kind == "http_5xx":
-            raise ApiError(rule.status or 503, "The service is currently unavailable.")
-        if rule.kind == "slow":
-            time.sleep(rule.delay_s or 0)
-
-    def reply(self, body: Any, rule: HttpRule | None, **headers: str) -> None:
-        """Answer with 200, unless the answer is to be lost."""
-        if rule and rule.kind == "lost_reply":
-            raise _Dropped
-        self.send(body, 200, **headers)
-
     # ------------------------------------------------------------ uploads and downloads
 
     def _start_upload(self) -> None:
@@ -222,11 +180,11 @@ class Handler(BaseHTTPRequestHandler):
             offset = self.headers.get("X-Goog-Upload-Offset", "")
             if not offset.isdecimal():
                 raise ApiError(400, "X-Goog-Upload-Offset is missing.")
-            count, self._unread = self._unread, 0
+            count, self.unread = self.unread, 0
             try:
                 files.append(upload, int(offset), self.rfile, count)
             except ApiError:
-                self._unread = count
+                self.unread = count
                 raise
         headers = {"x-goog-upload-size-received": str(files.received(upload))}
         if "finalize" not in commands:
@@ -243,7 +201,7 @@ class Handler(BaseHTTPRequestHandler):
     def _download(self, name: str, rule: HttpRule | None) -> None:
         path = self.server.service.output(name)
         if rule and rule.kind == "lost_reply":
-            raise _Dropped
+            raise Dropped
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
@@ -257,45 +215,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.drop(abruptly=False)
                 return
             shutil.copyfileobj(stream, self.wfile, 1 << 20)
-
-    # ------------------------------------------------------------ bytes
-
-    def body(self, largest: int = MAX_BODY_BYTES) -> bytes:
-        """The request's body. Raises ApiError 400 for one that is too large."""
-        if self._unread > largest:
-            raise ApiError(400, f"Request payload size exceeds the limit: {largest} bytes.")
-        count, self._unread = self._unread, 0
-        return self.rfile.read(count)
-
-    def send(self, body: Any, status: int, **headers: str) -> None:
-        """Answer with JSON, or with nothing where the body is None."""
-        data = b"" if body is None else orjson.dumps(body)
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json; charset=UTF-8")
-        self.send_header("Content-Length", str(len(data)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if self._unread:
-            # What was not read would be taken for the next request.
-            self.send_header("Connection", "close")
-            self.close_connection = True
-        self.end_headers()
-        self.wfile.write(data)
-
-    def drop(self, *, abruptly: bool = True) -> None:
-        """End the connection."""
-        self.close_connection = True
-        with contextlib.suppress(OSError):
-            if abruptly:
-                # No lingering: the client sees a reset, as when a load balancer dies.
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.connection.close()
-            else:
-                self.connection.shutdown(socket.SHUT_RDWR)
-
-    def base_url(self) -> str:
-        """The server as this client reached it, so that addresses in answers lead back here."""
-        return f"http://{self.headers.get('Host') or self.server.netloc}"
 
 
 def _route(command: str, path: str) -> tuple[str, re.Match[str]]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from runner.emulator import vertex, wire
+from runner.emulator.exchange import Exchange
 from runner.emulator.wire import ApiError
-
-if TYPE_CHECKING:
-    from runner.emulator.handler import Handler
 
 _PLACE = r"/(?P<version>v1|v1beta1)/projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/"
 _JOBS = "batchPredictionJobs"
@@ -37,15 +35,15 @@ def concerns(path: str) -> bool:
     return re.match(r"/v1(?:beta1)?/projects/", path) is not None
 
 
-def answer(handler: Handler, path: str, query: dict[str, str]) -> None:
+def answer(exchange: Exchange, path: str, query: dict[str, str]) -> None:
     """Answer one request. Raises ApiError for every answer that is an error."""
-    name, word, found = _route(handler.command, path)
-    _check_token(handler)
-    body = handler.body()
-    service = handler.server.service
+    name, word, found = _route(exchange.command, path)
+    _check_token(exchange)
+    body = exchange.body()
+    service = exchange.server.service
     rule = service.plan.strike_http(word, service.tally)
-    handler.before(rule)
-    handler.reply(_call(service.vertex, name, found, query, body), rule)
+    exchange.before(rule)
+    exchange.reply(_call(service.vertex, name, found, query, body), rule)
 
 
 def _call(
@@ -77,10 +75,10 @@ def _call(
     return service.count_tokens(model, _parsed(body))
 
 
-def _check_token(handler: Handler) -> None:
-    scheme, _, token = handler.headers.get("Authorization", "").partition(" ")
+def _check_token(exchange: Exchange) -> None:
+    scheme, _, token = exchange.headers.get("Authorization", "").partition(" ")
     token = token.strip() if scheme.lower() == "bearer" else ""
-    token = token or handler.headers.get("x-goog-api-key", "")
+    token = token or exchange.headers.get("x-goog-api-key", "")
     if not token or token == "invalid":
         raise ApiError(
             401,
