@@ -246,11 +246,7 @@ class Apply:
     def _reload(self) -> None:
         ledger = self._run.ledger
         before = ledger.state.spec_digest
-        if ledger.reload():
-            self._disturbed = True
-            if self._run.records is not None:
-                # What they are of may be purged.
-                self._run.records.forget_all()
+        self._disturbed |= ledger.reload()
         if ledger.state.spec_digest != before and self._run.policy.submit:
             raise PlanStale(
                 "another run applied another version of the spec while this one was waiting;"

@@ -1,8 +1,9 @@
 """Records of answers that a run took in, on disk, so that their export need not judge them again.
 
-A cache of one run: what it does not hold is read from the state. Records lie as they came; pages say where
-each is, in the order in which the requests were sent. An export asks in much the same order, so that memory
-is flat however many there are and whatever order they came in.
+A cache of one run: what it does not hold is read from the state, and a run whose state another changed ends
+without an export. Records lie as they came; pages say where each is, in the order in which the requests were
+sent. An export asks in much the same order, so that memory is flat however many there are and whatever order
+they came in.
 """
 
 from __future__ import annotations
@@ -51,11 +52,6 @@ class RecordSpool:
     def forget(self, token: str) -> None:
         """Hold no records of an attempt."""
         self._pages.pop(token, None)
-        self._heads = None
-
-    def forget_all(self) -> None:
-        """Hold no records."""
-        self._pages.clear()
         self._heads = None
 
     def take(self, request_id: str) -> Place | None:

@@ -160,12 +160,3 @@ def test_records_are_given_whatever_order_they_came_in() -> None:
             assert place is not None
             assert json.loads(records.fields(place)) == {"n": int(request_id[1:])}
             assert records.take(request_id) is None
-
-
-def test_nothing_is_held_of_what_another_run_changed() -> None:
-    spec = make_spec(output_schema=SCHEMA)
-    with closing(RecordSpool(spec)) as records:
-        taken = Taken(spec, records, [ok_line(key, '{"n":1}') for key in IDS])
-        records.forget_all()
-        assert records.take("r1") is None
-        assert taken.rows(records) == taken.rows(None)
