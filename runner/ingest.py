@@ -159,7 +159,7 @@ class Collector:
         if self._again:
             self._again.pop(stored.request_id, None)
         if answer.outcome is Outcome.OK:
-            if self._records is not None and before is not None:
+            if self._records is not None and before is not None and before.outcome is Outcome.OK:
                 self._records.displace(before.token)
             if self._records is not None and remedied is None:
                 self._records.add(answer)

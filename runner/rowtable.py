@@ -52,6 +52,7 @@ CREATE TABLE rejudged (request_id TEXT PRIMARY KEY, line BLOB NOT NULL) WITHOUT 
 CREATE TABLE link (of TEXT PRIMARY KEY, request_id TEXT NOT NULL, settings TEXT NOT NULL) WITHOUT ROWID;
 """
 _ONE_REQUEST_CHARS = len('[[0,0,""]]') + 33
+"""Length of `KnownRow.requests` where a row wants one request, as nearly all do."""
 _UNSIGNED = "ordinal, key, input, components, requests, outcome, problem"
 _COLUMNS = f"{_UNSIGNED}, size, mtime_ns, ctime_ns, inode"
 _INSERT = f"INSERT INTO row ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)"

@@ -145,6 +145,19 @@ def test_a_request_that_was_answered_twice_is_read_from_the_state() -> None:
         assert rows[1].line == b'{"_key":"k1","n":2}\n'
 
 
+def test_what_a_second_job_answers_leaves_the_records_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(output_schema=SCHEMA)
+    with closing(RecordSpool(spec)) as records:
+        taken = Taken(
+            spec, records, [ok_line("r1", '{"n":1}'), error_line("r2", 13), ok_line("r3", '{"n":3}')]
+        )
+        taken.take([ok_line("r2", '{"n":2}')], "t-a2")
+        monkeypatch.delattr(Store, "response_member")
+        assert [row.line for row in taken.rows(records)] == [
+            b'{"_key":"k%d","n":%d}\n' % (n, n + 1) for n in range(3)
+        ]
+
+
 def test_records_are_given_whatever_order_they_came_in() -> None:
     spec = make_spec(output_schema=SCHEMA)
     ids = [f"r{n}" for n in range(3000)]
