@@ -49,7 +49,7 @@ def check_sensitive(tree: Tree, place: Place, template: Template | None, sensiti
     A row is rendered with a mark in the place of each, so that a filter would change the mark and a
     comparison would ask about it.
     """
-    if template is None or not sensitive:
+    if template is None or not sensitive or not tree.sound(*place):
         return
     import jinja2
 

@@ -34,11 +34,15 @@ class Tree:
         self.found.append(diagnostic)
 
     def sound(self, *place: str | int) -> bool:
-        """Whether the value is there, and no problem was found at it, in it or around it."""
+        """Whether the value is there, and no problem was found at it, in it or around it.
+
+        A problem of the whole spec, such as a key that is missing, says nothing of the keys that are there.
+        """
         if self.get(*place) is None:
             return False
         size = len(place)
-        return not any(bad[:size] == place or place[: len(bad)] == bad for bad in self._bad | self.unfilled)
+        problems = (bad for bad in self._bad | self.unfilled if bad)
+        return not any(bad[:size] == place or place[: len(bad)] == bad for bad in problems)
 
     def get(self, *place: str | int) -> Any:
         """The value at `place`; None where there is none."""
