@@ -17,8 +17,8 @@ import msgspec
 
 from runner.model import Json
 
-MAX_DEPTH = 200
-"""Levels of nesting of a value; what is deeper could be read here and not written elsewhere."""
+MAX_DEPTH = 254
+"""Levels of nesting of a value: what orjson writes. What is deeper could be read here and not elsewhere."""
 MAX_PIECES = 1000
 """Of a text that look like a value or a fence, and are tried."""
 

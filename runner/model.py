@@ -140,6 +140,7 @@ class Stored(
     frozen=True,
     kw_only=True,
     omit_defaults=True,
+    gc=False,
     rename={"request_id": "id", "token": "attempt"},
 ):
     """The latest outcome of a request, as the state keeps it: these fields are a line of an outcomes part,
@@ -175,7 +176,7 @@ class Stored(
         return self.outcome in classes and not self.accepted
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A response line, judged against the spec."""
 
     request_id: str
@@ -184,6 +185,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     value: Json = None
     """The parsed object where a schema is asked for, else None."""
+    dumped: bytes = b""
+    """The value as a line of JSON, where judging it took that anyway."""
     text: str = ""
     parts: tuple[Json, ...] = ()
     """Parts that are not text (calls, media), where there are any."""

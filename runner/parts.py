@@ -8,19 +8,27 @@ are cut into members of about 1 MiB, each starting at a line, so that one line c
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 import orjson
 from isal import isal_zlib
 from msgspec import structs
 
+from runner.behind import Behind
 from runner.errors import StateUnreadable
 from runner.model import ResponseRef, Stored
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 MEMBER_BYTES = 1 << 20
 """Uncompressed size at which a response member is closed; a longer line makes a longer member."""
+_MEMBERS_AHEAD = 2
 _READ_BYTES = 1 << 18
 _LEVEL = 2
 """Of isal, which packs four times as fast as zlib and unpacks twice as fast, into a fifth more space."""
@@ -30,25 +38,17 @@ _DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the l
 
 def compress(lines: Iterable[bytes]) -> Iterator[bytes]:
     """One gzip member holding the lines, each given with its newline."""
-    # Plans read parts and write none.
-    from concurrent.futures import Future, ThreadPoolExecutor
-
     packer = _packer()
     buffer: list[bytes] = []
     size = 0
-    waiting: Future[bytes] | None = None
-    # Another thread packs while the next lines are made.
-    with ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as thread:
+    with closing(Behind[bytes]()) as behind:
         for line in lines:
             buffer.append(line)
             size += len(line)
-            if size >= _READ_BYTES:
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = thread.submit(packer.compress, b"".join(buffer))
+            if size >= MEMBER_BYTES:
+                yield behind.begin(partial(packer.compress, b"".join(buffer))) or b""
                 buffer, size = [], 0
-        if waiting is not None:
-            yield waiting.result()
+        yield behind.end() or b""
     yield packer.compress(b"".join(buffer)) + packer.flush()
 
 
@@ -89,22 +89,37 @@ def pack_responses(
 ) -> Iterator[bytes]:
     """The compressed members of a response stream; `on_line` is told each line and its place.
 
-    A member is compressed by another thread while its lines are told, which costs half as much time.
+    Members are compressed by another thread, ahead of the one whose lines are told.
     """
     # Plans read parts and write none.
     from concurrent.futures import ThreadPoolExecutor
 
+    ahead: deque[tuple[list[bytes], Future[bytes]]] = deque()
+    at = 0
     with ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as packer:
-        at = 0
         for lines in _members(split_lines(chunks)):
-            packed = packer.submit(_member, b"\n".join([*lines, b""]))
-            offset = 0
-            for line in lines:
-                on_line(line, ResponseRef(part=part, member=at, offset=offset, length=len(line)))
-                offset += len(line) + 1
-            data = packed.result()
+            ahead.append((lines, packer.submit(_member, b"\n".join([*lines, b""]))))
+            if len(ahead) > _MEMBERS_AHEAD:
+                yield (data := _told(*ahead.popleft(), part, at, on_line))
+                at += len(data)
+        while ahead:
+            yield (data := _told(*ahead.popleft(), part, at, on_line))
             at += len(data)
-            yield data
+
+
+def _told(
+    lines: list[bytes],
+    packed: Future[bytes],
+    part: int,
+    member: int,
+    on_line: Callable[[bytes, ResponseRef], None],
+) -> bytes:
+    """Tell the lines of a member, and return its compressed bytes."""
+    offset = 0
+    for line in lines:
+        on_line(line, ResponseRef(part=part, member=member, offset=offset, length=len(line)))
+        offset += len(line) + 1
+    return packed.result()
 
 
 def _members(lines: Iterable[bytes]) -> Iterator[list[bytes]]:

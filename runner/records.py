@@ -49,6 +49,14 @@ def body(answer: Answer, spec: Spec) -> dict[str, Json]:
     return {**out, "_repaired": answer.repaired} if answer.repaired else out
 
 
+def line(answer: Answer, spec: Spec) -> bytes:
+    """`body` as a line."""
+    value = answer.value
+    if answer.dumped and isinstance(value, dict) and "_key" not in value and not answer.repaired:
+        return answer.dumped
+    return dump_line(body(answer, spec))
+
+
 def _said(answer: Answer, spec: Spec) -> dict[str, Json]:
     if spec.task == "embed_content":
         return {"embedding": unit(answer.value) if spec.normalize else answer.value}

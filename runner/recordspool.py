@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 
 import msgspec
 
-from runner import records, results
+from runner import records
+from runner.behind import Behind
 from runner.model import Answer
 from runner.specmodel import Spec
 
@@ -41,6 +43,7 @@ class RecordSpool:
         """Token -> where the pages of the attempt lie."""
         self._heads: dict[str, tuple[Place, Iterator[tuple[str, Place]]]] | None = None
         """The next request of each attempt -> the place of its record, and what follows it."""
+        self._behind = Behind[None]()
         self._ahead = (0, b"")
         """What was read last: its offset, and its bytes."""
 
@@ -78,20 +81,19 @@ class RecordSpool:
 
     def close(self) -> None:
         """Close the file."""
+        self._behind.close()
         if self._file is not None:
             os.close(self._file)
 
-    def append(self, data: bytes | bytearray) -> int:
+    def append(self, data: bytes) -> int:
         """Write at the end of the file; the byte offset of where that begins."""
         if self._file is None:
             handle, name = tempfile.mkstemp()
             os.unlink(name)
             self._file = handle
         at = self._size
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view) :]
         self._size += len(data)
+        self._behind.begin(partial(_write, self._file, data))
         return at
 
     def hold(self, token: str, pages: list[Place]) -> None:
@@ -110,7 +112,14 @@ class RecordSpool:
 
     def _read(self, offset: int, count: int) -> bytes:
         assert self._file is not None
+        self._behind.end()
         return os.pread(self._file, count, offset)
+
+
+def _write(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
 
 
 class AttemptRecords:
@@ -122,16 +131,17 @@ class AttemptRecords:
         self._token = token
         self._places: dict[str, int] = {}
         """Request -> the place of its record: offset and count in one number, for a third of the memory."""
-        self._buffer = bytearray()
+        self._buffer: list[bytes] = []
+        self._buffered = 0
         self._at = spool.append(b"")
 
     def add(self, answer: Answer) -> None:
         """Take the record of an answer that is ok, and remedies no other."""
-        buffer = self._buffer
-        begin = len(buffer)
-        results.dump_into(records.body(answer, self._spec), buffer)
-        self._places[answer.request_id] = (self._at + begin) << _COUNT_BITS | (len(buffer) - begin)
-        if len(buffer) >= _FLUSH_BYTES:
+        line = records.line(answer, self._spec)
+        self._places[answer.request_id] = (self._at + self._buffered) << _COUNT_BITS | len(line)
+        self._buffer.append(line)
+        self._buffered += len(line)
+        if self._buffered >= _FLUSH_BYTES:
             self._flush()
 
     def displace(self, token: str) -> None:
@@ -150,6 +160,6 @@ class AttemptRecords:
         self._spool.hold(self._token, pages)
 
     def _flush(self) -> None:
-        self._spool.append(self._buffer)
-        self._at += len(self._buffer)
-        self._buffer = bytearray()
+        self._spool.append(b"".join(self._buffer))
+        self._at += self._buffered
+        self._buffer, self._buffered = [], 0

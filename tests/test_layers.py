@@ -23,7 +23,7 @@ def words(text: str) -> list[str]:
 
 # Read from top to bottom this is the program. A new file gets its place here.
 ORDER = words("""
-    errors gcsuri bqtable model specmodel clock globs sealing units statefile parts
+    errors gcsuri bqtable model specmodel clock globs sealing units statefile behind parts
     blobs blobs.local blobs.memory blobs.lease blobs.gcserrors blobs.gcsobjects blobs.gcs
     diagnostics badrows schemafile
     plaintemplate sandbox schemaparts response_schema importer validator
@@ -56,7 +56,7 @@ ORDER = words("""
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip
 PURE = words("""
-    errors gcsuri bqtable model specmodel globs sealing statefile parts plaintemplate sandbox schemaparts
+    errors gcsuri bqtable model specmodel globs sealing statefile behind parts plaintemplate sandbox schemaparts
     response_schema
     importer validator
     recordtypes render remedies shard rowclass reexport plan causes repair answer_json rowerrors results

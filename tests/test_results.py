@@ -10,6 +10,7 @@ import pytest
 from builders import error_line, make_spec, ok_line, response_body
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from runner import parts
 from runner.model import Answer, Outcome, Stored
@@ -459,7 +460,11 @@ def test_the_usual_line_is_judged_as_every_other(
     outer = {name: more[name] for name in more if name != "promptFeedback"}
     line = json.dumps({"key": key, "response": response | feedback, **outer}).encode()
     for judge in (STRICT, FREE):
-        assert judge.line(line) == judge._line(line)
+        found = judge.line(line)
+        if isinstance(found, Answer) and found.dumped:
+            assert found.dumped == dump_line(found.value)
+            found = structs.replace(found, dumped=b"")
+        assert found == judge._line(line)
 
 
 def test_most_lines_are_read_fast() -> None:

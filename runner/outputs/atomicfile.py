@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from runner.behind import Behind
 from runner.errors import GbrunError
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
 
 _CHUNK_BYTES = 1 << 20
 
@@ -116,40 +115,27 @@ class ByteFile(AtomicFile):
         self._buffer: list[bytes] = []
         self._buffered = 0
         self._file = self.temporary.open("wb")
-        self._thread: ThreadPoolExecutor | None = None
-        self._behind: Future[None] | None = None
+        self._behind = Behind[None]()
 
     def append(self, data: bytes) -> None:
         """Add bytes at the end."""
         self._buffer.append(data)
         self._buffered += len(data)
         if self._buffered >= _CHUNK_BYTES:
-            self._flush_behind()
+            # The next call raises what fails there.
+            self._behind.begin(partial(self._write, self._taken()))
 
     def finish(self) -> tuple[str, int]:
         """See `AtomicFile.finish`."""
-        if self._behind is not None:
-            self._behind.result()
+        self._behind.end()
         self._write(self._taken())
         self.abandon()
         return self._hash.hexdigest(), self.byte_count
 
     def abandon(self) -> None:
         """See `AtomicFile.abandon`."""
-        if self._thread is not None:
-            self._thread.shutdown()
+        self._behind.close()
         self._file.close()
-
-    def _flush_behind(self) -> None:
-        """Write in another thread, while the next records are made; the next call raises what fails there."""
-        if self._thread is None:
-            # Small files need none.
-            from concurrent.futures import ThreadPoolExecutor
-
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="gbrun-write")
-        if self._behind is not None:
-            self._behind.result()
-        self._behind = self._thread.submit(self._write, self._taken())
 
     def _taken(self) -> bytes:
         data = b"".join(self._buffer)
