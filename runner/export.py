@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from runner import outputs
 from runner.model import NOBODY, Outcome, Owner, Stored
-from runner.rowtable import KnownRow
+from runner.rowtable import AskedRow, KnownRow
 from runner.specmodel import Spec
 from runner.store import Store
 
@@ -49,7 +49,7 @@ class Written:
 def write(
     spec: Spec,
     store: Store,
-    rows: Iterable[KnownRow],
+    rows: Iterable[KnownRow | AskedRow],
     answered: Callable[[Sequence[str]], Mapping[str, Stored]],
     live: Callable[[str], str | None],
     held: ExitStack,
@@ -60,9 +60,9 @@ def write(
     """Write records and failures, in the order of `rows`, beside their places; `Written.place` moves them.
 
     The caller names what will be there in the state first, so that a run that is killed in
-    between leaves a state that sees the difference. `answered` and `live` are as for `judged.rows`.
+    between leaves a state that sees the difference. `answered` and `live` are as for `judged.runs`.
     What is not placed is removed when `held` is closed. `owner` is the state that the records are of; `fresh`
-    is as for `judged.rows`.
+    is as for `judged.runs`.
 
     Raises:
         StateUnreadable: a response that an outcome refers to is gone or damaged.
@@ -74,15 +74,15 @@ def write(
 
     classes: list[tuple[str, int]] = []
     name, count = "", 0
-    for found in judged.rows(spec, store, rows, answered, live, fresh):
-        if found.outcome != name:
+    for run in judged.runs(spec, store, rows, answered, live, fresh):
+        if run.outcome != name:
             classes.append((name, count))
-            name, count = found.outcome, 0
-        count += 1
+            name, count = run.outcome, 0
+        count += len(run.lines)
         if name == Outcome.OK:
-            files.record(found.line, found.meta)
-        elif found.line:
-            files.failure(found.line)
+            files.records(run.lines, run.metas)
+        else:
+            files.failures([line for line in run.lines if line])
     classes.append((name, count))
     return Written(files.seal(), classes[1:], files.prepare, files.place)
 
@@ -94,20 +94,20 @@ class _Files:
         self._records = [
             (one, held.enter_context(outputs.open(spec, one, owner))) for one in spec.destinations
         ]
-        self._writes = [(file.write, "meta" in one.include) for one, file in self._records]
+        self._writes = [(file.write_all, "meta" in one.include) for one, file in self._records]
         self._failures_name = spec.destinations[0].errors_path
         self._failures = held.enter_context(outputs.open_failures(spec, owner))
         self._failure_count = 0
 
-    def record(self, line: bytes, meta: bytes) -> None:
-        """Write a record to each destination, with `meta` (the line of an object) where that is wanted."""
-        for write, with_meta in self._writes:
-            write(line, meta if with_meta else b"")
+    def records(self, lines: Sequence[bytes], metas: Sequence[bytes]) -> None:
+        """Write records to each destination, with `metas` (lines of objects) where these are wanted."""
+        for write_all, with_meta in self._writes:
+            write_all(lines, metas if with_meta else ())
 
-    def failure(self, line: bytes) -> None:
-        """Write a line of the failures."""
-        self._failures.write(line)
-        self._failure_count += 1
+    def failures(self, lines: Sequence[bytes]) -> None:
+        """Write lines of the failures."""
+        self._failures.write_all(lines)
+        self._failure_count += len(lines)
 
     def seal(self) -> dict[str, tuple[str, int]]:
         """End the writing; path as in the spec -> (SHA-256 hex, byte size) of all that is to be placed."""

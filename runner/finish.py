@@ -50,7 +50,7 @@ def write(
         return Finished(_exported(state, plan, written), written, lambda: None)
     spool = rowtable.planned(plan.rows_path)
     try:
-        rows = rowtable.unsigned(spool)
+        rows = rowtable.asked(spool)
         written = export.write(
             spec, store, rows, index.answered_among, lambda _: None, held, owner=owner, fresh=fresh
         )

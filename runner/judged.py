@@ -19,34 +19,35 @@ from runner.model import Answer, Outcome, Stored
 from runner.records import Sample
 from runner.recordspool import Place, RecordSpool
 from runner.results import Judge, dump_line
-from runner.rowtable import KnownRow
+from runner.rowtable import AskedRow, KnownRow
 from runner.specmodel import Spec
 from runner.store import Store
 
 _PAGE_ROWS = 5_000
 _WINDOW_BYTES = 8 << 20
+_RUN_BYTES = 1 << 20
 
 
-class RowResult(msgspec.Struct, frozen=True, gc=False):
-    """What is written for one row."""
+class Run(msgspec.Struct, frozen=True, gc=False):
+    """What is written for rows that follow each other and are of one class."""
 
     outcome: str
-    """Its class; `in_flight` and `held_back` for a row that has none yet."""
-    line: bytes
-    """The record, or the line for the errors file; empty for a row that is not settled."""
-    meta: bytes = b""
-    """Where a record came from, as the line of a JSON object."""
+    """Their class; `in_flight` and `held_back` for rows that have none yet."""
+    lines: list[bytes]
+    """Of each row the record, or the line for the errors file; empty for one that is not settled."""
+    metas: list[bytes] = []
+    """Of each row where its record came from, as the line of a JSON object, where a destination wants it."""
 
 
-def rows(
+def runs(
     spec: Spec,
     store: Store,
-    found: Iterable[KnownRow],
+    found: Iterable[KnownRow | AskedRow],
     answered: Callable[[Sequence[str]], Mapping[str, Stored]],
     live: Callable[[str], str | None],
     fresh: RecordSpool | None = None,
-) -> Iterator[RowResult]:
-    """One result per row, in the order given.
+) -> Iterator[Run]:
+    """What is written for all rows, in the order given.
 
     `answered` gives the latest outcomes of what stands for requests, `live` the attempt that holds one,
     `fresh` the records that were made of answers when they came.
@@ -58,11 +59,11 @@ def rows(
     rows = iter(found)
     while page := list(islice(rows, _PAGE_ROWS)):
         asked = [row.ids for row in page]
-        held = [reader.held(ids) for ids in asked]
+        held = reader.held(asked)
         outcomes = answered(
             [one for ids, place in zip(asked, held, strict=True) if place is None for one in ids]
         )
-        window: list[tuple[KnownRow, _Found]] = []
+        window: list[tuple[KnownRow | AskedRow, _Found]] = []
         size = 0
         for row, ids, place in zip(page, asked, held, strict=True):
             if any(map(live, ids)):
@@ -111,37 +112,49 @@ class _Reader:
         # Where a record came from is said by its outcome only.
         self._fresh = None if self._with_meta else fresh
 
-    def held(self, request_ids: Sequence[str]) -> Place | None:
-        """Where the record of a row lies that wants these requests, if it is ready."""
-        if self._fresh is None or len(request_ids) != 1:
-            return None
-        return self._fresh.take(request_ids[0])
+    def held(self, asked: Sequence[Sequence[str]]) -> Sequence[Place | None]:
+        """Where the records of rows lie that want these requests, of those that are ready."""
+        if self._fresh is None:
+            return [None] * len(asked)
+        return self._fresh.take(ids[0] if len(ids) == 1 else "" for ids in asked)
 
-    def results(self, window: list[tuple[KnownRow, _Found]]) -> Iterator[RowResult]:
+    def results(self, window: list[tuple[KnownRow | AskedRow, _Found]]) -> Iterator[Run]:
         answers = self._read(
             one for _, found in window if isinstance(found, list) for one in found if one.ref is not None
         )
+        lines: list[bytes] = []
+        size = 0
         for row, found in window:
             if isinstance(found, tuple):
                 assert self._fresh is not None
-                yield RowResult(Outcome.OK, records.record(row.key, self._fresh.fields(found)))
-            elif isinstance(found, str):
-                yield RowResult(found, b"")
-            elif row.problem:
-                yield RowResult(Outcome.BAD_INPUT, _bad(row))
-            else:
-                yield self._judged(row.key, [Sample(one, answers.get(one.request_id)) for one in found])
+                line = records.record(row.key, self._fresh.fields(found))
+                lines.append(line)
+                size += len(line)
+                if size < _RUN_BYTES:
+                    continue
+            if lines:
+                yield Run(Outcome.OK, lines)
+                lines, size = [], 0
+            if isinstance(found, str):
+                yield Run(found, [b""])
+            elif isinstance(found, list):
+                yield self._settled(row, [Sample(one, answers.get(one.request_id)) for one in found])
+        if lines:
+            yield Run(Outcome.OK, lines)
 
-    def _judged(self, key: str, samples: list[Sample]) -> RowResult:
+    def _settled(self, row: KnownRow | AskedRow, samples: list[Sample]) -> Run:
         spec = self._spec
+        if row.problem:
+            return Run(Outcome.BAD_INPUT, [_bad(row)])
         needed = spec.samples.needed if spec.samples.count > 1 else len(samples)
         if records.row_class([sample.outcome for sample in samples], needed) != Outcome.OK:
-            return RowResult(*records.failed(key, samples, spec))
-        line = records.record(key, dump_line(records.combined(samples, spec)))
-        return RowResult(Outcome.OK, line, self._meta([sample.stored for sample in samples]))
+            outcome, line = records.failed(row.key, samples, spec)
+            return Run(outcome, [line])
+        line = records.record(row.key, dump_line(records.combined(samples, spec)))
+        return Run(Outcome.OK, [line], self._metas([sample.stored for sample in samples]))
 
-    def _meta(self, stored: Sequence[Stored]) -> bytes:
-        return dump_line(records.meta(stored)) if self._with_meta else b""
+    def _metas(self, stored: Sequence[Stored]) -> list[bytes]:
+        return [dump_line(records.meta(stored))] if self._with_meta else []
 
     def _read(self, wanted: Iterable[Stored]) -> dict[str, Answer]:
         """Answers by request id."""
@@ -162,7 +175,7 @@ class _Reader:
         return answers
 
 
-def _bad(row: KnownRow) -> bytes:
+def _bad(row: KnownRow | AskedRow) -> bytes:
     bad = row.bad
     assert bad is not None
     where = f"{bad.path}:{bad.line}: " if bad.path else ""

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import msgspec
 
@@ -22,7 +22,7 @@ from runner.model import Answer
 from runner.specmodel import Spec
 
 _FLUSH_BYTES = 1 << 20
-_READ_BYTES = 1 << 14
+_READ_BYTES = 1 << 18
 _PAGE_RECORDS = 1_000
 _COUNT_BITS = 40
 
@@ -57,19 +57,26 @@ class RecordSpool:
         self._pages.pop(token, None)
         self._heads = None
 
-    def take(self, request_id: str) -> Place | None:
-        """Where the record of a request lies; None where it is not held, not the next of its attempt, or was
-        taken before."""
+    def take(self, request_ids: Iterable[str]) -> list[Place | None]:
+        """Where the records of requests lie; None for one that is not held, not the next of its attempt, or
+        was taken before."""
         if self._heads is None:
             self._heads = {}
             for pages in self._pages.values():
                 self._advance(self._read_pages(pages))
-        found = self._heads.pop(request_id, None)
-        if found is None:
-            return None
-        place, following = found
-        self._advance(following)
-        return place
+        heads = self._heads
+        places: list[Place | None] = []
+        for request_id in request_ids:
+            found = heads.pop(request_id, None)
+            if found is None:
+                places.append(None)
+                continue
+            place, following = found
+            places.append(place)
+            for ahead in following:
+                heads[ahead[0]] = (ahead[1], following)
+                break
+        return places
 
     def fields(self, place: Place) -> bytes:
         """The record at a place, all but its key, as the line of a JSON object."""
@@ -107,8 +114,7 @@ class RecordSpool:
             self._heads[following[0]] = (following[1], places)
 
     def _read_pages(self, pages: Iterable[Place]) -> Iterator[tuple[str, Place]]:
-        for offset, count in pages:
-            yield from _PAGE.decode(self._read(offset, count))
+        return chain.from_iterable(_PAGE.decode(self._read(offset, count)) for offset, count in pages)
 
     def _read(self, offset: int, count: int) -> bytes:
         assert self._file is not None

@@ -53,9 +53,26 @@ CREATE TABLE link (of TEXT PRIMARY KEY, request_id TEXT NOT NULL, settings TEXT 
 """
 _ONE_REQUEST_CHARS = len('[[0,0,""]]') + 33
 """Length of `KnownRow.requests` where a row wants one request, as nearly all do."""
-_UNSIGNED = "ordinal, key, input, components, requests, outcome, problem"
-_COLUMNS = f"{_UNSIGNED}, size, mtime_ns, ctime_ns, inode"
+_COLUMNS = "ordinal, key, input, components, requests, outcome, problem, size, mtime_ns, ctime_ns, inode"
 _INSERT = f"INSERT INTO row ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+
+
+class AskedRow(NamedTuple):
+    """What an export needs of a row."""
+
+    key: str
+    requests: str
+    problem: str
+
+    @property
+    def ids(self) -> list[str]:
+        """See `KnownRow.ids`."""
+        return _ids(self.requests)
+
+    @property
+    def bad(self) -> BadRow | None:
+        """See `KnownRow.bad`."""
+        return _bad(self.key, self.problem)
 
 
 class KnownRow(NamedTuple):
@@ -78,9 +95,7 @@ class KnownRow(NamedTuple):
     @property
     def ids(self) -> list[str]:
         """Ids of the wanted requests."""
-        if len(self.requests) == _ONE_REQUEST_CHARS:
-            return [self.requests[7:-3]]
-        return [item[2] for item in orjson.loads(self.requests)]
+        return _ids(self.requests)
 
     @property
     def wanted(self) -> tuple[Wanted, ...]:
@@ -90,7 +105,7 @@ class KnownRow(NamedTuple):
     @property
     def bad(self) -> BadRow | None:
         """Why the row is none, where it is none."""
-        return BadRow(self.key, *orjson.loads(self.problem)) if self.problem else None
+        return _bad(self.key, self.problem)
 
     def line(self) -> bytes:
         """The row as a line of a rows snapshot; signatures stay on this machine."""
@@ -105,6 +120,16 @@ class KnownRow(NamedTuple):
         if self.problem:
             body["problem"] = orjson.Fragment(self.problem)
         return orjson.dumps(body) + b"\n"
+
+
+def _ids(requests: str) -> list[str]:
+    if len(requests) == _ONE_REQUEST_CHARS:
+        return [requests[7:-3]]
+    return [item[2] for item in orjson.loads(requests)]
+
+
+def _bad(key: str, problem: str) -> BadRow | None:
+    return BadRow(key, *orjson.loads(problem)) if problem else None
 
 
 Glance = tuple[int, str, str, str, tuple[int, int, int, int] | None]
@@ -220,12 +245,12 @@ def rows(db: sqlite3.Connection, from_ordinal: int = 0, order: str = "ordinal") 
         yield from map(_row, batch)
 
 
-def unsigned(db: sqlite3.Connection) -> Iterator[KnownRow]:
-    """Rows by ordinal without their signatures, which takes two thirds of the time."""
-    cursor = db.execute(f"SELECT {_UNSIGNED}, NULL FROM row ORDER BY ordinal")
+def asked(db: sqlite3.Connection) -> Iterator[AskedRow]:
+    """Rows by ordinal, as an export needs them: in a third of the time."""
+    cursor = db.execute("SELECT key, requests, problem FROM row ORDER BY ordinal")
     cursor.arraysize = 512
     while batch := cursor.fetchmany():
-        yield from map(KnownRow._make, batch)
+        yield from map(AskedRow._make, batch)
 
 
 def lines(db: sqlite3.Connection) -> Iterator[bytes]:

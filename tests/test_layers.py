@@ -56,7 +56,8 @@ ORDER = words("""
     cli.lock cli.force_unlock cli.gc cli.reconcile cli.settle cli.import_job cli.cancel cli.destroy
 """)  # fmt: skip
 PURE = words("""
-    errors gcsuri bqtable model specmodel globs sealing statefile behind parts plaintemplate sandbox schemaparts
+    errors gcsuri bqtable model specmodel globs sealing statefile behind parts plaintemplate sandbox
+    schemaparts
     response_schema
     importer validator
     recordtypes render remedies shard rowclass reexport plan causes repair answer_json rowerrors results

@@ -52,13 +52,14 @@ class Taken:
         found = map(parts.load_outcome, collector.finish().lines)
         self.stored |= {one.request_id: one for one in found}
 
-    def rows(self, records: RecordSpool | None) -> list[judged.RowResult]:
+    def rows(self, records: RecordSpool | None) -> list[tuple[str, bytes]]:
         """What an export writes: one row for each request, or one for all as its samples."""
         many = self.spec.samples.count > 1
         wanted = [[[0, at, key] for at, key in enumerate(IDS)]] if many else [[[0, 0, key]] for key in IDS]
         rows = [KnownRow(at, f"k{at}", "d", "c", json.dumps(w), "", "", None) for at, w in enumerate(wanted)]
         answered = Outcomes(self.stored).stored_among
-        return list(judged.rows(self.spec, self.store, rows, answered, lambda _: None, records))
+        runs = judged.runs(self.spec, self.store, rows, answered, lambda _: None, records)
+        return [(run.outcome, line) for run in runs for line in run.lines]
 
 
 TEXTS = st.sampled_from(
@@ -94,7 +95,7 @@ def test_answers_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(taken.store, "response_member", gone)
         assert taken.rows(records) == before
-        assert [row.line for row in before] == [b'{"_key":"k%d","n":1}\n' % at for at in range(3)]
+        assert [line for _, line in before] == [b'{"_key":"k%d","n":1}\n' % at for at in range(3)]
 
 
 def test_a_record_that_tells_of_a_remedy_is_not_held() -> None:
@@ -113,7 +114,7 @@ def test_a_record_that_tells_of_a_remedy_is_not_held() -> None:
             line = ok_line(key, '{"n":1}')
             collector.line(line, ResponseRef(part=1, member=0, offset=at, length=len(line)))
         collector.finish()
-        assert [records.take(key) is not None for key in IDS] == [True, False, True]
+        assert [place is not None for place in records.take(IDS)] == [True, False, True]
 
 
 def test_an_output_that_is_read_anew_is_held_anew() -> None:
@@ -123,7 +124,7 @@ def test_an_output_that_is_read_anew_is_held_anew() -> None:
         Taken(spec, records, [ok_line("r1", '{"n":1}'), ok_line("r2", '{"n":2}')])
         again = Taken(spec, records, [ok_line("r3", '{"n":"x"}'), ok_line("r2", '{"n":3}')])
         assert again.rows(records) == again.rows(None)
-        assert again.rows(None)[1].line == b'{"_key":"k1","n":3}\n'
+        assert again.rows(None)[1][1] == b'{"_key":"k1","n":3}\n'
 
 
 def test_what_broke_off_is_not_held() -> None:
@@ -132,7 +133,7 @@ def test_what_broke_off_is_not_held() -> None:
         half = records.attempt("t-a1")
         assert half is not None
         half.add(make_answer("r1", {"n": 1}))
-        assert records.take("r1") is None
+        assert records.take(["r1"]) == [None]
 
 
 def test_a_request_that_was_answered_twice_is_read_from_the_state() -> None:
@@ -142,7 +143,7 @@ def test_a_request_that_was_answered_twice_is_read_from_the_state() -> None:
         taken.take([ok_line("r2", '{"n":2}')], "t-a2")
         rows = taken.rows(records)
         assert rows == taken.rows(None)
-        assert rows[1].line == b'{"_key":"k1","n":2}\n'
+        assert rows[1][1] == b'{"_key":"k1","n":2}\n'
 
 
 def test_what_a_second_job_answers_leaves_the_records_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +154,7 @@ def test_what_a_second_job_answers_leaves_the_records_of_the_first(monkeypatch: 
         )
         taken.take([ok_line("r2", '{"n":2}')], "t-a2")
         monkeypatch.delattr(Store, "response_member")
-        assert [row.line for row in taken.rows(records)] == [
+        assert [line for _, line in taken.rows(records)] == [
             b'{"_key":"k%d","n":%d}\n' % (n, n + 1) for n in range(3)
         ]
 
@@ -168,8 +169,7 @@ def test_records_are_given_whatever_order_they_came_in() -> None:
         for request_id in shuffled:
             adder.add(make_answer(request_id, {"n": int(request_id[1:])}))
         adder.seal(ids)
-        for request_id in ids:
-            place = records.take(request_id)
+        for request_id, place in zip(ids, records.take(ids), strict=True):
             assert place is not None
             assert json.loads(records.fields(place)) == {"n": int(request_id[1:])}
-            assert records.take(request_id) is None
+        assert records.take(ids) == [None] * len(ids)

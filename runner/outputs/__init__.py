@@ -5,6 +5,7 @@ Each destination is replaced as a whole or not at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -27,6 +28,9 @@ class Output(Protocol):
 
         Raises GbrunError naming key and column for what the destination cannot hold.
         """
+
+    def write_all(self, records: Sequence[bytes], metas: Sequence[bytes] = ()) -> None:
+        """Append records as `write` does, with as many `metas` or none."""
 
     def seal(self) -> tuple[str, int]:
         """Finish the writing and return the SHA-256 (hex) and the size in bytes. Raises GbrunError."""

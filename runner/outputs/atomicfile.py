@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,11 @@ class AtomicFile:
     def write(self, record: bytes, meta: bytes = b"") -> None:
         """Append one record; see `outputs.Output.write`."""
         raise NotImplementedError
+
+    def write_all(self, records: Sequence[bytes], metas: Sequence[bytes] = ()) -> None:
+        """See `outputs.Output.write_all`."""
+        for record, meta in zip(records, metas or [b""] * len(records), strict=True):
+            self.write(record, meta)
 
     def finish(self) -> tuple[str, int]:
         """End the writing into the temporary file and close it; its SHA-256 (hex) and its size in bytes."""

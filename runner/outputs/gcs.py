@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +71,10 @@ class ObjectFile:
     def write(self, record: bytes, meta: bytes = b"") -> None:
         """See `outputs.Output.write`."""
         self._file.write(record, meta)
+
+    def write_all(self, records: Sequence[bytes], metas: Sequence[bytes] = ()) -> None:
+        """See `outputs.Output.write_all`."""
+        self._file.write_all(records, metas)
 
     def seal(self) -> tuple[str, int]:
         """See `outputs.Output.seal`: digest and size are those of the file."""

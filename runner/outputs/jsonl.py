@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from runner import results
@@ -15,14 +16,19 @@ class JsonlFile(ByteFile):
     def __init__(self, path: Path, rows: Rows | None = None) -> None:
         """See `AtomicFile`."""
         super().__init__(path)
-        self.line_count = 0
         self._rows = rows
 
     def write(self, record: bytes, meta: bytes = b"") -> None:
         """Append one line, given with its newline."""
-        self.line_count += 1
         if self._rows is None:
             self.append(with_meta(record, meta))
             return
         _, values, _ = self._rows.values(record, meta)
         self.append(results.dump_line(dict(zip(self._rows.layout.names, values, strict=True))))
+
+    def write_all(self, records: Sequence[bytes], metas: Sequence[bytes] = ()) -> None:
+        """See `outputs.Output.write_all`."""
+        if self._rows is not None or metas:
+            super().write_all(records, metas)
+            return
+        self.append(b"".join(records))
