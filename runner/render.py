@@ -65,6 +65,8 @@ class Renderer:
         written = {"prompt": spec.prompt, "system": spec.system_instruction, "title": spec.title}
         used = {name: template for name, template in written.items() if template is not None}
         self._templates = list(used.values())
+        self._plain = [plaintemplate.parsed(template.text) for template in self._templates]
+        self._around = {"var": spec.variables, "env": {"": spec.env or DEFAULT_ENV}}
         holes = [_Hole(name) for name in used]
         identity, body = self._embedding() if spec.task == "embed_content" else self._generating()
         body = _merged(_present(body), spec.extra_body)
@@ -90,28 +92,41 @@ class Renderer:
             made.append(Request(request_id, self._line.fill(request_id.encode(), *texts)))
         return tuple(made)
 
+    def _texts(self, row: Row) -> list[bytes] | BadRow:
+        """The templates rendered for a row, as JSON strings."""
+        values = {"input": row.fields, **self._around}
+        made = []
+        for number, plain in enumerate(self._plain):
+            text = plain.render(values) if plain is not None else None
+            if text is None:
+                found = self._by_jinja(row, number)
+                if isinstance(found, BadRow):
+                    return found
+                text = found
+            try:
+                made.append(orjson.dumps(text))
+            except orjson.JSONEncodeError:
+                return BadRow(row.key, "surrogate", "holds a lone surrogate, which is not text")
+        return made
+
     @functools.cached_property
-    def _texts(self) -> Callable[[Row], list[bytes] | BadRow]:
-        """What renders the templates for a row, as JSON strings. Jinja is loaded by the first row."""
+    def _by_jinja(self) -> Callable[[Row, int], str | BadRow]:
+        """What renders a template of these by Jinja, which is loaded for the first."""
         from runner.sandbox import CompiledTemplate, Fields, TemplateFailed
 
-        templates = [(template, CompiledTemplate(template.text)) for template in self._templates]
+        compiled = [CompiledTemplate(template.text) for template in self._templates]
         variables, env = Fields("var", self._spec.variables), self._spec.env or DEFAULT_ENV
 
-        def texts(row: Row) -> list[bytes] | BadRow:
+        def rendered(row: Row, number: int) -> str | BadRow:
             values = {"input": Fields("input", row.fields), "var": variables, "env": env}
-            made = []
-            for template, compiled in templates:
-                try:
-                    made.append(orjson.dumps(compiled.render(values)))
-                except TemplateFailed as error:
-                    line = template.line + max(error.line, 1) - 1
-                    return BadRow(row.key, "template", error.message, template.path, line)
-                except orjson.JSONEncodeError:
-                    return BadRow(row.key, "surrogate", "holds a lone surrogate, which is not text")
-            return made
+            try:
+                return compiled[number].render(values)
+            except TemplateFailed as error:
+                template = self._templates[number]
+                line = template.line + max(error.line, 1) - 1
+                return BadRow(row.key, "template", error.message, template.path, line)
 
-        return texts
+        return rendered
 
     def _generating(self) -> tuple[dict[str, Json], dict[str, Json]]:
         """What a request to generate content is told apart by, and what is sent; with holes for texts."""
@@ -227,9 +242,9 @@ def secrets_of(spec: Spec) -> dict[str, str]:
 
 def _names(text: str) -> frozenset[tuple[str, str]]:
     """What a template reads. Raises TemplateFailed where it does not compile."""
-    plain = plaintemplate.names(text)
+    plain = plaintemplate.parsed(text)
     if plain is not None:
-        return plain
+        return plain.names
     from runner.sandbox import CompiledTemplate
 
     return CompiledTemplate(text).names

@@ -20,8 +20,8 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_OUTPUT_CHARS = 20_000_000
-"""Longest text a template may make; the service's own limit for a request is below it."""
+from runner.plaintemplate import MAX_OUTPUT_CHARS
+
 MAX_STEPS = 1_000_000
 """Loop rounds of one rendering."""
 MAX_WORK = 50_000_000

@@ -118,7 +118,7 @@ def locate(template: Template, source: Source, line: int, **rest: Any) -> Diagno
 
 
 def _parse(tree: Tree, place: Place, template: Template, source: Source) -> None:
-    if plaintemplate.names(template.text) is not None:
+    if plaintemplate.parsed(template.text) is not None:
         return
     # Jinja takes 60 ms to import, and neither --help nor a simple template needs any of it.
     import jinja2
