@@ -92,7 +92,7 @@ class RecordSpool:
         if self._file is not None:
             os.close(self._file)
 
-    def append(self, data: bytes) -> int:
+    def append(self, data: bytes | bytearray) -> int:
         """Write at the end of the file; the byte offset of where that begins."""
         if self._file is None:
             handle, name = tempfile.mkstemp()
@@ -122,7 +122,7 @@ class RecordSpool:
         return os.pread(self._file, count, offset)
 
 
-def _write(file: int, data: bytes) -> None:
+def _write(file: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
@@ -137,17 +137,16 @@ class AttemptRecords:
         self._token = token
         self._places: dict[str, int] = {}
         """Request -> the place of its record: offset and count in one number, for a third of the memory."""
-        self._buffer: list[bytes] = []
-        self._buffered = 0
+        self._buffer = bytearray()
         self._at = spool.append(b"")
 
     def add(self, answer: Answer) -> None:
         """Take the record of an answer that is ok, and remedies no other."""
         line = records.line(answer, self._spec)
-        self._places[answer.request_id] = (self._at + self._buffered) << _COUNT_BITS | len(line)
-        self._buffer.append(line)
-        self._buffered += len(line)
-        if self._buffered >= _FLUSH_BYTES:
+        self._places[answer.request_id] = (self._at + len(self._buffer)) << _COUNT_BITS | len(line)
+        # Copied: orjson gives a line the memory of a longer one, and short ones that are kept waste it all.
+        self._buffer += line
+        if len(self._buffer) >= _FLUSH_BYTES:
             self._flush()
 
     def displace(self, token: str) -> None:
@@ -166,6 +165,6 @@ class AttemptRecords:
         self._spool.hold(self._token, pages)
 
     def _flush(self) -> None:
-        self._spool.append(b"".join(self._buffer))
-        self._at += self._buffered
-        self._buffer, self._buffered = [], 0
+        self._spool.append(self._buffer)
+        self._at += len(self._buffer)
+        self._buffer = bytearray()

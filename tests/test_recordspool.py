@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -173,3 +177,30 @@ def test_records_are_given_whatever_order_they_came_in() -> None:
             assert place is not None
             assert json.loads(records.fields(place)) == {"n": int(request_id[1:])}
         assert records.take(ids) == [None] * len(ids)
+
+
+SHORT_RECORDS = """
+import resource
+from contextlib import closing
+from builders import make_spec, ok_line
+from runner.recordspool import RecordSpool
+from runner.results import Judge
+
+spec = make_spec(output_schema={"type": "object"})
+judge = Judge.of(spec)
+with closing(RecordSpool(spec)) as records:
+    adder = records.attempt("t-a1")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(40_000):
+        adder.add(judge.line(ok_line(f"r{number:032}", '{"n":1}')))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_short_records_take_little_memory() -> None:
+    here = Path(__file__).resolve().parent
+    environ = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    got = subprocess.run(
+        [sys.executable, "-c", SHORT_RECORDS], env=environ, capture_output=True, text=True, check=True
+    )
+    assert int(got.stdout) < 25, got.stdout
