@@ -98,8 +98,10 @@ def pack_responses(
     at = 0
     with ThreadPoolExecutor(1, thread_name_prefix="gbrun-pack") as packer:
         for lines in _members(split_lines(chunks)):
-            ahead.append((lines, packer.submit(_member, b"\n".join([*lines, b""]))))
-            if len(ahead) > _MEMBERS_AHEAD:
+            whole = b"\n".join([*lines, b""])
+            ahead.append((lines, packer.submit(_member, whole)))
+            # Long lines are not held beside each other.
+            while len(ahead) > (_MEMBERS_AHEAD if len(whole) < 2 * MEMBER_BYTES else 0):
                 yield (data := _told(*ahead.popleft(), part, at, on_line))
                 at += len(data)
         while ahead:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,6 +35,27 @@ def packed(chunks: list[bytes]) -> tuple[bytes, list[tuple[bytes, ResponseRef]]]
 
 def unpacked(data: bytes) -> list[bytes]:
     return [content for _, content in parts.members(io.BytesIO(data), "p")]
+
+
+def told_after(line_bytes: int) -> int:
+    """How many lines of this size are read before the first of them is told."""
+    read: list[int] = []
+    first: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        for number in range(6):
+            read.append(number)
+            yield b"x" * line_bytes + b"\n"
+
+    for _ in parts.pack_responses(chunks(), 1, lambda line, ref: first.append(len(read))):
+        pass
+    assert len(first) == 6
+    return first[0]
+
+
+def test_members_are_packed_ahead_but_long_lines_are_not_held_beside_each_other() -> None:
+    assert told_after(parts.MEMBER_BYTES) == 3
+    assert told_after(3 * parts.MEMBER_BYTES) == 1
 
 
 @pytest.fixture
