@@ -64,18 +64,11 @@ class RecordSpool:
             self._heads = {}
             for pages in self._pages.values():
                 self._advance(self._read_pages(pages))
-        heads = self._heads
         places: list[Place | None] = []
         for request_id in request_ids:
-            found = heads.pop(request_id, None)
-            if found is None:
-                places.append(None)
-                continue
-            place, following = found
+            place, following = self._heads.pop(request_id, (None, iter(())))
             places.append(place)
-            for ahead in following:
-                heads[ahead[0]] = (ahead[1], following)
-                break
+            self._advance(following)
         return places
 
     def fields(self, place: Place) -> bytes:

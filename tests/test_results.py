@@ -467,6 +467,21 @@ def test_the_usual_line_is_judged_as_every_other(
         assert found == judge._line(line)
 
 
+@pytest.mark.parametrize("levels", [254, 255])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"n":', "}")])
+def test_what_is_nested_too_deep_is_so_for_the_fast_reading_too(
+    levels: int, opening: str, closing: str
+) -> None:
+    inner = "1" if closing == "}" else ""
+    text = '{"topic":"x","n":' + opening * (levels - 1) + inner + closing * (levels - 1) + "}"
+    line = ok_line("r1", text)
+    found, thorough = STRICT.line(line), STRICT._line(line)
+    assert isinstance(found, Answer)
+    assert isinstance(thorough, Answer)
+    assert found.outcome is thorough.outcome
+    assert (found.outcome is Outcome.OK) == (levels <= 254)
+
+
 def test_most_lines_are_read_fast() -> None:
     assert STRICT._text(ok_line("r1", '{"topic": "x"}')) is not None
     assert FREE._text(ok_line("r1", "thinking", "x")) is not None
